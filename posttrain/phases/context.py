@@ -1,0 +1,68 @@
+"""What a phase is given and what it hands back. No torch here: the pipeline reads this file."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from posttrain.recipe.types import Execution, Phase, Recipe
+from posttrain.run.folder import PhaseFolder, RunFolder
+from posttrain.run.journal import Journal
+
+
+class ModelState(BaseModel):
+    """A base and at most one adapter on it. Paths are relative to the run folder unless absolute or `shipped:`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str
+    base_digest: str
+    adapter: str | None
+    adapter_digest: str | None
+    phase: str
+    """The phase that made it, or `base`."""
+
+
+class Progress(Protocol):
+    """One line of progress with rate and time left; used as a context manager."""
+
+    def __enter__(self) -> "Progress": ...
+    def __exit__(self, *exc: object) -> None: ...
+    def advance(self, amount: float = 1, **shown: float | str) -> None: ...
+
+
+@dataclass(frozen=True)
+class PhaseContext:
+    recipe: Recipe
+    execution: Execution
+    run: RunFolder
+    folder: PhaseFolder
+    states: dict[str, ModelState]
+    """Model states by phase name; `base` is the recipe's base."""
+    results: dict[str, dict[str, Any]]
+    """`result.json` of every completed earlier phase, by name."""
+    journal: Journal
+    progress: Callable[[str, float, str, float], Progress]
+    """progress(label, total, unit, done_already)."""
+    stop_requested: Callable[[], bool]
+    """Polled between steps: save, then raise `Stopped`."""
+
+
+@dataclass(frozen=True)
+class PhaseOutcome:
+    """What a phase made. The pipeline digests `outputs`, judges the gates and writes `result.json`."""
+
+    outputs: tuple[Path, ...]
+    """Files and folders inside the phase's folder that later phases read."""
+    metrics: dict[str, float]
+    counts: dict[str, int]
+    """Everything dropped, skipped or left unscored, and how much there was."""
+    state: ModelState | None = None
+    notes: tuple[str, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+    """Kind-specific facts for the report (export tables, chosen candidate, dataset digests)."""
+
+
+PhaseFunction = Callable[[PhaseContext, Phase], PhaseOutcome]

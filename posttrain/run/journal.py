@@ -1,0 +1,50 @@
+"""The append-only journal of a run, and the line files phases append to."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def append_line(path: Path, row: dict[str, Any], sync: bool = False) -> None:
+    """Append one JSON line; a torn last line left by a kill is ended first, so that it stays alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    with open(path, "ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = b"\n" + line
+        file.write(line)
+        file.flush()
+        if sync:
+            os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The file's rows in order; a torn line (no end, or no JSON) is skipped, a missing file is empty."""
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
+
+class Journal:
+    """Events of a run: `{"time": unix seconds, "event": name, ...}`, synced one by one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, event: str, **fields: Any) -> None:
+        append_line(self.path, {"time": time.time(), "event": event, **fields}, sync=True)
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        return read_lines(self.path)

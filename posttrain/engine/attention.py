@@ -1,0 +1,255 @@
+"""Attention over packed rows: documents, shared prefixes, sliding windows and sinks, without a T×T matrix.
+
+A plan cuts the row into blocks of queries, each with the key ranges it may see; one flash call per block. Sinks are
+folded in afterwards through the log-sum-exp, which is exact in both directions (see `_PackedAttention`).
+
+Axes: T row position, H query head, K key-value head, D head size, B slot of the decode batch, S key position.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers import AttentionInterface
+
+NAME = "posttrain_packed"
+"""Registered with transformers. The name must not contain `sdpa` or `flash`: transformers tests for these."""
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens `start:stop` of the row that see themselves causally and, whole, an earlier `prefix` of the row."""
+
+    start: int
+    stop: int
+    prefix: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    queries: tuple[int, int]
+    keys: tuple[tuple[int, int], ...]
+    """Ranges of the row, in position order: at most the prefix and the segment's own."""
+    visible_QS: torch.Tensor | None
+    """Which keys each query sees; None where the block is square and plainly causal."""
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """The blocks of one packed row, cut once per window size and shared by all layers."""
+
+    segments: tuple[Segment, ...]
+    _blocks: dict[int | None, tuple[Block, ...]] = field(default_factory=dict)
+
+    def blocks(self, window: int | None) -> tuple[Block, ...]:
+        if window not in self._blocks:
+            self._blocks[window] = tuple(block for segment in self.segments for block in _cut(segment, window))
+        return self._blocks[window]
+
+
+def _cut(segment: Segment, window: int | None) -> list[Block]:
+    """Blocks of one segment: a single one without a window, else chunks of one window's length."""
+    prefix_start, prefix_stop = segment.prefix or (segment.start, segment.start)
+    prefix_length = prefix_stop - prefix_start
+    length = segment.stop - segment.start
+    chunk = min(length, window) if window else length
+    blocks = []
+    for begin in range(0, length, chunk):
+        end = min(begin + chunk, length)
+        first_position = prefix_length + begin
+        oldest = max(0, first_position - window + 1) if window else 0
+        keys = []
+        if oldest < prefix_length:
+            keys.append((prefix_start + oldest, prefix_stop))
+        keys.append((segment.start + max(0, oldest - prefix_length), segment.start + end))
+        queries = (segment.start + begin, segment.start + end)
+        if keys == [queries] and (window is None or end - begin <= window):
+            blocks.append(Block(queries, (queries,), None))
+        else:
+            query_Q1 = torch.arange(first_position, prefix_length + end)[:, None]
+            key_S = torch.arange(oldest, prefix_length + end)
+            visible_QS = key_S <= query_Q1
+            if window:
+                visible_QS &= key_S > query_Q1 - window
+            blocks.append(Block(queries, tuple(keys), visible_QS))
+    return blocks
+
+
+def _gather(x_1KTD: torch.Tensor, ranges: tuple[tuple[int, int], ...]) -> torch.Tensor:
+    parts = [x_1KTD[:, :, start:stop] for start, stop in ranges]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _bias(block: Block, dtype: torch.dtype) -> torch.Tensor | None:
+    if block.visible_QS is None:
+        return None
+    bias_QS = torch.zeros(block.visible_QS.shape, dtype=dtype)
+    return bias_QS.masked_fill_(~block.visible_QS, float("-inf"))
+
+
+class _PackedAttention(torch.autograd.Function):
+    """Flash attention block by block, with sinks.
+
+    A sink is one more key with zero value whose logit is `sinks[h]`. With lse the log-sum-exp over the real keys and
+    lse' = logaddexp(lse, sink), the output is out' = out · exp(lse − lse'). The standard backward formula needs only
+    (out', lse'): P = exp(qk − lse') are the true probabilities, and the sink's value being zero it adds nothing to
+    rowsum(dO · out'). The sink's own gradient is −Σ exp(sink − lse') · rowsum(dO · out').
+    """
+
+    @staticmethod
+    def forward(ctx, q_1HTD, k_1KTD, v_1KTD, sinks_H, blocks, scale):  # type: ignore[no-untyped-def, override]
+        _, heads, length, size = q_1HTD.shape
+        out_1HTD = q_1HTD.new_empty(1, length, heads, size).transpose(1, 2)
+        lse_HT = torch.empty(heads, length, dtype=torch.float32)
+        for block in blocks:
+            start, stop = block.queries
+            out, lse = _flash(
+                q_1HTD[:, :, start:stop],
+                _gather(k_1KTD, block.keys),
+                _gather(v_1KTD, block.keys),
+                0.0,
+                block.visible_QS is None,
+                attn_mask=_bias(block, q_1HTD.dtype),
+                scale=scale,
+            )
+            out_1HTD[:, :, start:stop] = out
+            lse_HT[:, start:stop] = lse[0]
+        if sinks_H is not None:
+            with_sink_HT = torch.logaddexp(lse_HT, sinks_H.float()[:, None])
+            out_1HTD.mul_(torch.exp(lse_HT - with_sink_HT)[None, :, :, None].to(out_1HTD.dtype))
+            lse_HT = with_sink_HT
+        ctx.save_for_backward(q_1HTD, k_1KTD, v_1KTD, sinks_H, out_1HTD, lse_HT)
+        ctx.blocks, ctx.scale = blocks, scale
+        return out_1HTD
+
+    @staticmethod
+    def backward(ctx, grad_1HTD):  # type: ignore[no-untyped-def, override]
+        q_1HTD, k_1KTD, v_1KTD, sinks_H, out_1HTD, lse_HT = ctx.saved_tensors
+        grad_q, grad_k, grad_v = torch.empty_like(q_1HTD), torch.zeros_like(k_1KTD), torch.zeros_like(v_1KTD)
+        for block in ctx.blocks:
+            start, stop = block.queries
+            dq, dk, dv = _flash_backward(
+                grad_1HTD[:, :, start:stop],
+                q_1HTD[:, :, start:stop],
+                _gather(k_1KTD, block.keys),
+                _gather(v_1KTD, block.keys),
+                out_1HTD[:, :, start:stop],
+                lse_HT[None, :, start:stop],
+                0.0,
+                block.visible_QS is None,
+                attn_mask=_bias(block, q_1HTD.dtype),
+                scale=ctx.scale,
+            )
+            grad_q[:, :, start:stop] = dq
+            offset = 0
+            for begin, end in block.keys:
+                grad_k[:, :, begin:end] += dk[:, :, offset : offset + end - begin]
+                grad_v[:, :, begin:end] += dv[:, :, offset : offset + end - begin]
+                offset += end - begin
+        grad_sinks = None
+        if sinks_H is not None and ctx.needs_input_grad[3]:
+            share_HT = torch.exp(sinks_H.float()[:, None] - lse_HT)
+            grad_sinks = -(share_HT * (grad_1HTD.float() * out_1HTD.float()).sum(-1)[0]).sum(-1).to(sinks_H.dtype)
+        return grad_q, grad_k, grad_v, grad_sinks, None, None
+
+
+class SlotCache:
+    """Keys and values of a decode batch: one slot per sequence, filled from the left.
+
+    keys, values: per layer [B, K, S, D]. `lengths_B` counts the filled positions of each slot.
+    """
+
+    def __init__(self, num_layers: int, slots: int, positions: int) -> None:
+        self.slots, self.positions = slots, positions
+        self.keys: list[torch.Tensor | None] = [None] * num_layers
+        self.values: list[torch.Tensor | None] = [None] * num_layers
+        self.lengths_B = torch.zeros(slots, dtype=torch.long)
+
+    def fill(self, layer: int, rows: Sequence[tuple[int, int]], k_1KTD: torch.Tensor, v_1KTD: torch.Tensor) -> None:
+        """Copy row ranges of a prefilled packed row into the slots, one range per slot."""
+        for store, source in ((self.keys, k_1KTD), (self.values, v_1KTD)):
+            filled = source.new_zeros(self.slots, source.shape[1], self.positions, source.shape[3])
+            for slot, (start, stop) in enumerate(rows):
+                filled[slot, :, : stop - start] = source[0, :, start:stop]
+            store[layer] = filled
+
+    def append(self, layer: int, k_BK1D: torch.Tensor, v_BK1D: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store one position per slot at its length; the caller raises the lengths after the last layer."""
+        keys, values = self.keys[layer], self.values[layer]
+        assert keys is not None and values is not None
+        slots = torch.arange(self.slots)
+        keys[slots, :, self.lengths_B] = k_BK1D[:, :, 0]
+        values[slots, :, self.lengths_B] = v_BK1D[:, :, 0]
+        return keys, values
+
+    def keep(self, slots: torch.Tensor) -> None:
+        """Drop every slot but these."""
+        self.slots = len(slots)
+        self.lengths_B = self.lengths_B[slots]
+        self.keys = [None if keys is None else keys[slots] for keys in self.keys]
+        self.values = [None if values is None else values[slots] for values in self.values]
+
+
+@dataclass
+class Prefill:
+    """Asks a packed forward pass to leave its keys and values in `cache`, one row range per slot."""
+
+    cache: SlotCache
+    rows: Sequence[tuple[int, int]]
+
+
+def _decode(
+    q_BH1D: torch.Tensor,
+    keys_BKSD: torch.Tensor,
+    values_BKSD: torch.Tensor,
+    lengths_B: torch.Tensor,
+    sinks_H: torch.Tensor | None,
+    window: int | None,
+    scale: float,
+) -> torch.Tensor:
+    """One query per slot against its cached keys; returns [B, H, 1, D]."""
+    slots, heads, _, size = q_BH1D.shape
+    kv_heads = keys_BKSD.shape[1]
+    newest = int(lengths_B.max()) + 1
+    q_BKGD = q_BH1D.reshape(slots, kv_heads, heads // kv_heads, size)
+    logits_BKGS = (q_BKGD @ keys_BKSD[:, :, :newest].transpose(2, 3)).float() * scale
+    position_S = torch.arange(newest)
+    hidden_BS = position_S > lengths_B[:, None]
+    if window:
+        hidden_BS |= position_S <= lengths_B[:, None] - window
+    logits_BKGS.masked_fill_(hidden_BS[:, None, None, :], float("-inf"))
+    if sinks_H is not None:
+        sink_logits = sinks_H.float().reshape(1, kv_heads, heads // kv_heads, 1).expand(slots, -1, -1, 1)
+        logits_BKGS = torch.cat([logits_BKGS, sink_logits], dim=-1)
+    weights = torch.softmax(logits_BKGS, dim=-1)[..., :newest]
+    return (weights.to(values_BKSD.dtype) @ values_BKSD[:, :, :newest]).reshape(slots, heads, 1, size)
+
+
+def packed_attention(module, query, key, value, attention_mask, *, scaling, **kwargs):  # type: ignore[no-untyped-def]
+    """transformers' attention interface: query [1, H, T, D] with `plan`, or [B, H, 1, D] with `cache`.
+
+    Returns ([batch, T, H, D], None).
+    """
+    window = kwargs.get("sliding_window")
+    sinks = kwargs.get("s_aux")
+    # Under autocast the rotary embedding leaves queries and keys in float32.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    cache: SlotCache | None = kwargs.get("cache")
+    if cache is not None:
+        keys, values = cache.append(module.layer_idx, key, value)
+        out = _decode(query, keys, values, cache.lengths_B, sinks, window, scaling)
+        return out.transpose(1, 2), None
+    plan: AttentionPlan | None = kwargs.get("plan")
+    if plan is None:
+        raise RuntimeError("packed attention was called without an AttentionPlan: pass plan= to the model")
+    prefill: Prefill | None = kwargs.get("prefill")
+    if prefill is not None:
+        prefill.cache.fill(module.layer_idx, prefill.rows, key, value)
+    out = _PackedAttention.apply(query, key, value, sinks, plan.blocks(window), scaling)
+    return out.transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, packed_attention)

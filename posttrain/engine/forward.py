@@ -1,0 +1,53 @@
+"""The forward pass over a packed row, shared by training, reference log-probabilities and evaluation."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+
+from posttrain.engine.head import target_logprobs
+from posttrain.engine.packing import Item, MicroBatch, pack, plan_micro_batches
+from posttrain.recipe.types import Precision
+
+
+def precision_context(precision: Precision) -> AbstractContextManager[object]:
+    return torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def hidden_states(model: nn.Module, batch: MicroBatch) -> torch.Tensor:
+    """The last layer's normed states [T, H] of one packed row."""
+    output = model.model(
+        input_ids=batch.input_ids_1T,
+        position_ids=batch.position_ids_1T,
+        attention_mask=None,
+        use_cache=False,
+        plan=batch.plan,
+    )
+    return output.last_hidden_state[0]
+
+
+def batch_logprobs(
+    model: nn.Module, batch: MicroBatch, precision: Precision, temperature: float = 1.0
+) -> torch.Tensor:
+    """Float32 log-probabilities [N] at the batch's targets."""
+    with precision_context(precision):
+        hidden_TH = hidden_states(model, batch)
+        return target_logprobs(hidden_TH, model.lm_head.weight, batch.source_N, batch.target_N, temperature)
+
+
+@torch.no_grad()
+def sequence_logprobs(
+    model: nn.Module, items: Sequence[Item], precision: Precision, micro_batch_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed log-probability and target count of every sequence of every item, both [S]."""
+    total = sum(len(item.tokens) for item in items)
+    sums_S, counts_S = torch.zeros(total), torch.zeros(total)
+    first = 0
+    for group in plan_micro_batches([item.size for item in items], micro_batch_tokens):
+        batch = pack([items[number] for number in group], first)
+        first = batch.sequences.stop
+        logprob_N = batch_logprobs(model, batch, precision)
+        sums_S.index_add_(0, batch.sequence_N, logprob_N)
+        counts_S.index_add_(0, batch.sequence_N, torch.ones_like(logprob_N))
+    return sums_S, counts_S

@@ -1,0 +1,80 @@
+"""Models from Hugging Face folders, run through our attention and experts."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from posttrain.engine import adapters
+from posttrain.engine.attention import NAME as ATTENTION
+from posttrain.engine.experts import NAME as EXPERTS
+from posttrain.errors import ModelError
+
+SUPPORTED = ("gpt_oss",)
+"""Architectures whose logits the tests compare with stock transformers."""
+
+
+def load_model(base: Path, adapter: Path | None = None, fresh_seed: int | None = None) -> nn.Module:
+    """The model in `base` in float32 with the adapter attached, everything frozen.
+
+    A folder without weights is initialised from `fresh_seed`. Raises ModelError for a folder that is not a model,
+    an architecture that is not supported, or weights other than its config promises.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(base)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{base} is not a model folder: {error}") from error
+    if config.model_type not in SUPPORTED:
+        raise ModelError(f"{base}: architecture {config.model_type!r} is not supported; supported are {SUPPORTED}")
+    config._attn_implementation, config._experts_implementation = ATTENTION, EXPERTS
+    if list(base.glob("*.safetensors")):
+        model = _read(base, config)
+    elif fresh_seed is not None:
+        torch.manual_seed(fresh_seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    else:
+        raise ModelError(f"{base} holds a config but no *.safetensors: the weights are missing")
+    model.requires_grad_(False)
+    model.eval()
+    if adapter is not None:
+        adapters.load(model, adapter)
+    return model
+
+
+def _read(base: Path, config) -> nn.Module:  # type: ignore[no-untyped-def]
+    model, report = AutoModelForCausalLM.from_pretrained(
+        base,
+        config=config,
+        dtype=torch.float32,
+        attn_implementation=ATTENTION,
+        experts_implementation=EXPERTS,
+        output_loading_info=True,
+    )
+    wrong = [*report["missing_keys"], *report["unexpected_keys"], *(row[0] for row in report["mismatched_keys"])]
+    if wrong:
+        raise ModelError(f"{base}: tensors differ from what config.json promises: {sorted(wrong)[:5]}")
+    # A product's last bit depends on the alignment of its weight: copy into memory that torch allocated.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
+def save_model(model: nn.Module, folder: Path) -> None:
+    """Write config and weights of a full-parameter model in float32; the config and tokenizer files are the caller's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def unfreeze_adapter(model: nn.Module) -> None:
+    for _, module in adapters.adapted(model):
+        module.requires_grad_(True)

@@ -1,0 +1,171 @@
+"""Our forward and backward passes against stock transformers and PEFT."""
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from posttrain.engine import adapters
+from posttrain.engine.forward import batch_logprobs, hidden_states
+from posttrain.engine.model import load_model, trainable, unfreeze_adapter
+from posttrain.engine.packing import Item, pack
+from posttrain.errors import ModelError
+from posttrain.recipe.types import Lora
+from tests.engine.toys import save_toy
+
+LORA = Lora(kind="lora", rank=3, alpha=6, targets=("q_proj", "k_proj", "v_proj", "o_proj", "experts"))
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return save_toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def toy_adapter(toy, tmp_path_factory):
+    """An adapter folder with both factors random."""
+    model = load_model(toy)
+    adapters.attach(model, LORA)
+    generator = torch.Generator().manual_seed(3)
+    adapters.initialise(model, generator)
+    with torch.no_grad():
+        for _, module in adapters.adapted(model):
+            module.lora_B.copy_(torch.randn(module.lora_B.shape, generator=generator) * 0.1)
+    folder = tmp_path_factory.mktemp("adapter")
+    adapters.save(model, folder, str(toy))
+    return folder
+
+
+def documents(seed: int, lengths: list[int]) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(2, 512, size=length).astype(np.int32) for length in lengths]
+
+
+def as_item(ids: np.ndarray) -> Item:
+    return Item(np.empty(0, np.int32), (ids,), (np.ones(len(ids), bool),))
+
+
+def stock_logits(model, ids: np.ndarray) -> torch.Tensor:
+    return model(torch.from_numpy(ids.astype(np.int64))[None], use_cache=False).logits[0]
+
+
+def test_packed_documents_equal_each_alone_in_stock_transformers(toy):
+    stock = AutoModelForCausalLM.from_pretrained(toy, dtype=torch.float32, attn_implementation="eager")
+    model = load_model(toy)
+    docs = documents(0, [5, 30, 1, 17, 9])
+    batch = pack([as_item(ids) for ids in docs], 0)
+    with torch.no_grad():
+        ours = model.lm_head(hidden_states(model, batch))
+        alone = torch.cat([stock_logits(stock, ids) for ids in docs])
+    assert alone.abs().max() > 1
+    torch.testing.assert_close(ours, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_every_gradient_of_a_packed_row_equals_stock_transformers(toy):
+    stock = AutoModelForCausalLM.from_pretrained(toy, dtype=torch.float32, attn_implementation="eager")
+    model = load_model(toy).requires_grad_(True)
+    docs = documents(1, [12, 26, 7])
+    logprobs = batch_logprobs(model, pack([as_item(ids) for ids in docs], 0), "float32")
+    logprobs.sum().backward()
+    expected = 0.0
+    for ids in docs:
+        logits = stock_logits(stock, ids)
+        labels = torch.from_numpy(ids.astype(np.int64))
+        expected = expected - torch.nn.functional.cross_entropy(logits[:-1], labels[1:], reduction="sum")
+    expected.backward()
+    torch.testing.assert_close(logprobs.sum(), expected, atol=1e-4, rtol=1e-6)
+    reference = dict(stock.named_parameters())
+    for name, parameter in model.named_parameters():
+        difference = (parameter.grad - reference[name].grad).norm() / reference[name].grad.norm()
+        assert difference < 1e-5, (name, difference)
+
+
+def test_sequences_behind_a_shared_prefix_equal_unshared_ones(toy):
+    model = load_model(toy).requires_grad_(True)
+    prefix, *tails = documents(2, [21, 4, 19, 1])
+    shared = Item(prefix, tuple(tails), tuple(np.ones(len(tail), bool) for tail in tails))
+    plain = [
+        Item(
+            np.empty(0, np.int32),
+            (np.concatenate([prefix, tail]),),
+            (np.arange(len(prefix) + len(tail)) >= len(prefix),),
+        )
+        for tail in tails
+    ]
+    weights = torch.randn(sum(map(len, tails)), generator=torch.Generator().manual_seed(0))
+    results = []
+    for items in ([shared], plain):
+        model.zero_grad()
+        logprobs = batch_logprobs(model, pack(items, 0), "float32")
+        (logprobs * weights).sum().backward()
+        results.append((logprobs.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}))
+    (ours, our_grads), (reference, reference_grads) = results
+    torch.testing.assert_close(ours, reference, atol=1e-5, rtol=1e-5)
+    for name, gradient in our_grads.items():
+        assert (gradient - reference_grads[name]).norm() < 1e-5 * reference_grads[name].norm(), name
+
+
+def test_adapter_made_here_gives_the_same_logits_in_stock_peft(toy, toy_adapter):
+    base = AutoModelForCausalLM.from_pretrained(toy, dtype=torch.float32, attn_implementation="eager")
+    docs = documents(3, [11, 24])
+    with torch.no_grad():
+        without = torch.cat([stock_logits(base, ids) for ids in docs])
+        stock = PeftModel.from_pretrained(base, toy_adapter)
+        expected = torch.cat([stock_logits(stock, ids) for ids in docs])
+        model = load_model(toy, toy_adapter)
+        ours = model.lm_head(hidden_states(model, pack([as_item(ids) for ids in docs], 0)))
+    assert (expected - without).abs().max() > 0.5
+    torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_adapter_gradients_equal_stock_peft(toy, toy_adapter):
+    stock = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(toy, dtype=torch.float32, attn_implementation="eager"),
+        toy_adapter,
+        is_trainable=True,
+    )
+    model = load_model(toy, toy_adapter)
+    unfreeze_adapter(model)
+    ids = documents(4, [25])[0]
+    (-batch_logprobs(model, pack([as_item(ids)], 0), "float32").mean()).backward()
+    labels = torch.from_numpy(ids.astype(np.int64))
+    torch.nn.functional.cross_entropy(stock_logits(stock, ids)[:-1], labels[1:]).backward()
+    reference = {name.replace(".default", ""): p.grad for name, p in stock.named_parameters() if p.requires_grad}
+    for _, module in adapters.adapted(model):
+        module.lora_A.data, module.lora_B.data = module.lora_A.grad, module.lora_B.grad
+    ours = adapters.to_peft(model)
+    assert ours.keys() == reference.keys()
+    for name, gradient in ours.items():
+        cosine = torch.nn.functional.cosine_similarity(gradient.flatten(), reference[name].flatten(), dim=0)
+        assert cosine > 0.9999, (name, cosine)
+        assert abs(gradient.norm() / reference[name].norm() - 1) < 1e-4, name
+
+
+def test_adapter_survives_a_round_trip_bit_for_bit(toy, toy_adapter, tmp_path):
+    model = load_model(toy, toy_adapter)
+    adapters.save(model, tmp_path, str(toy))
+    name = "adapter_model.safetensors"
+    assert (tmp_path / name).read_bytes() == (toy_adapter / name).read_bytes()
+
+
+def test_two_backward_passes_give_the_same_bits(toy, toy_adapter):
+    gradients = []
+    for _ in range(3):
+        model = load_model(toy, toy_adapter)
+        unfreeze_adapter(model)
+        batch_logprobs(model, pack([as_item(ids) for ids in documents(5, [40, 33])], 0), "bfloat16").sum().backward()
+        gradients.append({name: p.grad for name, p in trainable(model).items()})
+    for other in gradients[1:]:
+        assert all(torch.equal(gradients[0][name], other[name]) for name in other)
+
+
+def test_a_target_that_matches_nothing_is_named(toy):
+    with pytest.raises(ModelError, match=r"\['gate_proj'\] match no module"):
+        adapters.attach(load_model(toy), Lora(kind="lora", rank=2, alpha=2, targets=("q_proj", "gate_proj")))
+
+
+def test_an_adapter_for_another_model_is_refused(toy_adapter, tmp_path):
+    other = save_toy(tmp_path / "other", hidden_size=32)
+    with pytest.raises(ModelError, match="not this model's"):
+        load_model(other, toy_adapter)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from posttrain.recipe.types import Execution, Phase, Recipe
+from posttrain.recipe.types import Execution, Phase, PreparePhase, Recipe
 from posttrain.run.folder import PhaseFolder, RunFolder
 from posttrain.run.journal import Journal
 
@@ -39,6 +39,8 @@ class PhaseContext:
     execution: Execution
     run: RunFolder
     folder: PhaseFolder
+    fingerprint: str
+    """Digest of the phase's specification and inputs; checkpoints and caches carry it."""
     states: dict[str, ModelState]
     """Model states by phase name; `base` is the recipe's base."""
     results: dict[str, dict[str, Any]]
@@ -48,6 +50,21 @@ class PhaseContext:
     """progress(label, total, unit, done_already)."""
     stop_requested: Callable[[], bool]
     """Polled between steps: save, then raise `Stopped`."""
+    say: Callable[[str], None]
+    """One line to the terminal and the attempt's log."""
+
+    def base_folder(self, state: ModelState) -> Path:
+        return self.run.model_folder(state.base)
+
+    def adapter_folder(self, state: ModelState) -> Path | None:
+        return None if state.adapter is None else self.run.model_folder(state.adapter)
+
+    def dataset_folder(self, name: str) -> Path:
+        """The prepared dataset `name`; the recipe's check has made sure that one prepare phase makes it."""
+        for phase in self.recipe.phases:
+            if isinstance(phase, PreparePhase) and any(dataset.name == name for dataset in phase.datasets):
+                return self.run.phase(phase.name).data / name
+        raise KeyError(name)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from posttrain.errors import RunFolderError
 
+ASSETS = Path(__file__).parent.parent / "assets"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -75,6 +76,12 @@ class RunFolder:
     @property
     def logs(self) -> Path:
         return self.path / "logs"
+
+    def model_folder(self, place: str) -> Path:
+        """Where a model state's base or adapter lies: `shipped:<name>`, an absolute path, or relative to the run."""
+        if place.startswith("shipped:"):
+            return ASSETS / f"{place.removeprefix('shipped:')}_base"
+        return self.path / place
 
     def phase(self, name: str) -> PhaseFolder:
         return PhaseFolder(self.path / "phases" / name)

@@ -3,21 +3,25 @@
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 
-def append_line(path: Path, row: dict[str, Any], sync: bool = False) -> None:
-    """Append one JSON line; a torn last line left by a kill is ended first, so that it stays alone."""
+def as_line(row: dict[str, Any]) -> bytes:
+    return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def append_lines(path: Path, rows: Iterable[dict[str, Any]], sync: bool = False) -> None:
+    """Append JSON lines; a torn last line left by a kill is ended first, so that it stays alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    lines = b"".join(map(as_line, rows))
     with open(path, "ab+") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
-                line = b"\n" + line
-        file.write(line)
+                lines = b"\n" + lines
+        file.write(lines)
         file.flush()
         if sync:
             os.fsync(file.fileno())
@@ -44,7 +48,7 @@ class Journal:
         self.path = path
 
     def write(self, event: str, **fields: Any) -> None:
-        append_line(self.path, {"time": time.time(), "event": event, **fields}, sync=True)
+        append_lines(self.path, [{"time": time.time(), "event": event, **fields}], sync=True)
 
     def read(self) -> Iterator[dict[str, Any]]:
         return read_lines(self.path)

@@ -1,0 +1,45 @@
+"""The end of a training phase: the trained state, committed as `final/`."""
+
+import os
+import shutil
+from pathlib import Path
+
+from torch import nn
+
+from posttrain.engine import adapters
+from posttrain.engine.model import save_model
+from posttrain.phases.context import ModelState, PhaseContext
+from posttrain.recipe.types import FullParameters, GrpoPhase, PreferencePhase, SftPhase
+from posttrain.run import faults
+from posttrain.run.folder import digest_folder, files_below, fsync_folder
+
+
+def save_state(
+    context: PhaseContext, phase: SftPhase | PreferencePhase | GrpoPhase, model: nn.Module
+) -> tuple[ModelState, tuple[Path, ...]]:
+    """Write a PEFT adapter, or a Hugging Face folder after full-parameter training, whole or not at all."""
+    final = context.folder.final
+    temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
+    before = context.states[phase.model]
+    full = isinstance(phase.trainable, FullParameters)
+    if full:
+        shutil.copytree(context.base_folder(before), temporary, ignore=shutil.ignore_patterns("*.safetensors*"))
+        save_model(model, temporary)
+    else:
+        adapters.save(model, temporary, before.base)
+    for file in files_below(temporary):
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+    faults.reach("train.before_final")
+    shutil.rmtree(final, ignore_errors=True)
+    os.rename(temporary, final)
+    fsync_folder(final.parent)
+    faults.reach("train.after_final")
+    place = str(final.relative_to(context.run.path))
+    digest = digest_folder(final)
+    state = (
+        ModelState(base=place, base_digest=digest, adapter=None, adapter_digest=None, phase=phase.name)
+        if full
+        else before.model_copy(update={"adapter": place, "adapter_digest": digest, "phase": phase.name})
+    )
+    return state, (final,)

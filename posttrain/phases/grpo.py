@@ -1,0 +1,164 @@
+"""Reinforcement learning on episode groups: rollout, scores, episodes to disk, update."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from posttrain.chat.render import Renderer, renderer
+from posttrain.chat.tokenizer import Tokenizer
+from posttrain.data.order import rows_of_step
+from posttrain.data.shard import Shard
+from posttrain.engine.objectives import dr_grpo_sum, group_advantages
+from posttrain.engine.packing import Item, MicroBatch
+from posttrain.engine.step import StepReport, train_step
+from posttrain.errors import PhaseFault
+from posttrain.phases.context import PhaseContext, PhaseOutcome
+from posttrain.phases.finish import save_state
+from posttrain.phases.loop import TrainingLoop, load_trainable
+from posttrain.recipe.types import GrpoPhase
+from posttrain.rollout.episodes import Episode, run_episodes, seed_of, trimmed
+from posttrain.rollout.sampler import Sampler
+from posttrain.run import faults
+from posttrain.run.journal import append_lines, read_lines
+
+
+def run(context: PhaseContext, phase: GrpoPhase) -> PhaseOutcome:
+    tasks = Shard(context.dataset_folder(phase.dataset))
+    model = load_trainable(context, phase.model, phase.trainable, phase.name)
+    tokenizer = Tokenizer.load(context.base_folder(context.states[phase.model]))
+    render = renderer(context.recipe.chat, tokenizer)
+    sampler = Sampler(model, render.stop_tokens, phase.precision, context.execution.rollout_tokens)
+    loop = TrainingLoop(context, phase.optimizer, phase.steps, model, context.fingerprint, "steps")
+    written = episodes_on_disk(context, phase)
+
+    for step in loop.remaining():
+        episodes = written.get(step)
+        if episodes is None:
+            rows = rows_of_step(context.recipe.seed, step, phase.groups_per_step, tasks.num_rows)
+            numbers = [row for row in rows for _ in range(phase.group_size)]
+            seeds = [
+                seed_of(context.recipe.seed, phase.name, step, place // phase.group_size, place % phase.group_size)
+                for place in range(len(numbers))
+            ]
+            played = run_episodes(sampler, render, [tasks.row(n) for n in numbers], seeds, phase.sampling)
+            episodes = [as_row(step, place, episode, render) for place, episode in enumerate(played)]
+            append_lines(context.folder.samples, episodes, sync=True)
+            faults.reach("grpo.episodes_written")
+        report = update(context, phase, loop, episodes, step)
+        loop.record(step, report, **rollout_metrics(phase, episodes))
+
+    state, outputs = save_state(context, phase, model)
+    episodes = list(read_lines(context.folder.samples))
+    counts = {
+        "episodes": len(episodes),
+        "unscorable": sum(episode["score"] is None for episode in episodes),
+        **{f"ended_{kind}": sum(e["ended"] == kind for e in episodes) for kind in ("done", "format", "length", "turns")},
+    }
+    return PhaseOutcome(outputs, loop.summary(), counts, state)
+
+
+def as_row(step: int, place: int, episode: Episode, render: Renderer) -> dict[str, Any]:
+    """An episode as its line in samples.jsonl; what the model never finished is masked, not scored 0."""
+    tokens, sampled, logprobs = trimmed(episode)
+    score = episode.score
+    assert score is not None
+    value, reason = score.value, score.reason
+    if episode.ended == "length":
+        value, reason = None, "truncated"
+    return {
+        "step": step,
+        "place": place,
+        "task": episode.task["id"],
+        "prompt": render.text(episode.prompt),
+        "completion": render.text(tokens.tolist()),
+        "score": value,
+        "parts": score.parts,
+        "reason": reason,
+        "ended": episode.ended,
+        "prompt_tokens": episode.prompt,
+        "tokens": tokens.tolist(),
+        "sampled": sampled.astype(int).tolist(),
+        "logprobs": logprobs.tolist(),
+    }
+
+
+def episodes_on_disk(context: PhaseContext, phase: GrpoPhase) -> dict[int, list[dict[str, Any]]]:
+    """Complete steps of episodes that an interrupted attempt wrote; a step cut short is rolled out again."""
+    per_step = phase.groups_per_step * phase.group_size
+    steps: dict[int, list[dict[str, Any]]] = {}
+    for row in read_lines(context.folder.samples):
+        steps.setdefault(row["step"], []).append(row)
+    complete = {step: rows for step, rows in steps.items() if len(rows) == per_step}
+    if len(complete) != len(steps):
+        context.folder.samples.unlink()
+        append_lines(context.folder.samples, [row for rows in complete.values() for row in rows], sync=True)
+    return complete
+
+
+def update(
+    context: PhaseContext,
+    phase: GrpoPhase,
+    loop: TrainingLoop,
+    episodes: list[dict[str, Any]],
+    step: int,
+) -> StepReport:
+    """`updates_per_rollout` optimizer steps on the groups' episodes; the last one's report."""
+    groups = [episodes[at : at + phase.group_size] for at in range(0, len(episodes), phase.group_size)]
+    advantages = [group_advantages([episode["score"] for episode in group]) for group in groups]
+    # A group without spread has no gradient: it is counted in the metrics and costs no forward pass.
+    live = [number for number, values in enumerate(advantages) if any(values)]
+    chosen = live or [0]
+    items = [group_item(groups[number]) for number in chosen]
+    advantage_S = torch.tensor([value for number in chosen for value in advantages[number]])
+    old_S = [
+        torch.tensor(episode["logprobs"])[torch.tensor(episode["sampled"], dtype=torch.bool)]
+        for number in chosen
+        for episode in groups[number]
+    ]
+    scorable = sum(episode["score"] is not None for episode in episodes)
+    if not scorable:
+        raise PhaseFault(f"step {step}: none of {len(episodes)} episodes could be scored; see samples.jsonl")
+
+    def loss_sum(logprob_N: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, dict[str, float]]:
+        old_N = torch.cat([old_S[sequence] for sequence in batch.sequences])
+        total = dr_grpo_sum(logprob_N, old_N, advantage_S[batch.sequence_N], phase.clip_low, phase.clip_high)
+        return total, {"drift": (logprob_N.detach() - old_N).abs().sum().item()}
+
+    for _ in range(phase.updates_per_rollout):
+        report = train_step(
+            loop.model,
+            loop.optimizer,
+            items,
+            loss_sum,
+            denominator=scorable * phase.sampling.max_new_tokens * phase.sampling.max_turns,
+            learning_rate=loop.learning_rate(step),
+            clip_norm=phase.optimizer.clip_norm,
+            precision=phase.precision,
+            micro_batch_tokens=context.execution.micro_batch_tokens,
+            step=step,
+            temperature=phase.sampling.temperature,
+        )
+    return report
+
+
+def group_item(group: list[dict[str, Any]]) -> Item:
+    """A group as one item: the prompt once, then each member's episode."""
+    return Item(
+        np.array(group[0]["prompt_tokens"], np.int64),
+        tuple(np.array(episode["tokens"], np.int64) for episode in group),
+        tuple(np.array(episode["sampled"], bool) for episode in group),
+    )
+
+
+def rollout_metrics(phase: GrpoPhase, episodes: list[dict[str, Any]]) -> dict[str, float]:
+    scores = [episode["score"] for episode in episodes if episode["score"] is not None]
+    groups = [episodes[at : at + phase.group_size] for at in range(0, len(episodes), phase.group_size)]
+    flat = sum(not any(group_advantages([episode["score"] for episode in group])) for group in groups)
+    return {
+        "reward": sum(scores) / len(scores),
+        "reward_accuracy": sum(score >= phase.pass_mark for score in scores) / len(scores),
+        "zero_spread_groups": flat,
+        "unscorable": len(episodes) - len(scores),
+        "mean_new_tokens": sum(sum(episode["sampled"]) for episode in episodes) / len(episodes),
+    }

@@ -1,0 +1,58 @@
+"""The worlds by name: what each can make, and how its tasks are played."""
+
+import difflib
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from posttrain.errors import DataError
+from posttrain.worlds import agent, language, preferences, repair, tools
+from posttrain.worlds.environment import Environment
+from posttrain.worlds.names import Split
+
+Maker = Callable[[random.Random, Split], dict[str, Any]]
+
+MAKERS: dict[tuple[str, str], Maker] = {
+    ("language", "text"): language.document,
+    ("tools", "conversations"): tools.conversation,
+    ("tools", "tasks"): tools.task,
+    ("agent", "conversations"): agent.conversation,
+    ("repair", "tasks"): repair.task,
+    ("preferences", "pairs"): preferences.pair,
+}
+ENVIRONMENTS: dict[str, Callable[[dict[str, Any]], Environment]] = {
+    "tools": tools.ToolEnvironment,
+    "repair": repair.RepairEnvironment,
+}
+
+
+def _maker(world: str, content: str) -> Maker:
+    if (world, content) in MAKERS:
+        return MAKERS[world, content]
+    known = sorted({name for name, _ in MAKERS})
+    if world in known:
+        makes = ", ".join(sorted(kind for name, kind in MAKERS if name == world))
+        raise DataError(f"world {world!r} makes no {content}; it makes {makes}")
+    near = difflib.get_close_matches(world, known, n=1)
+    raise DataError(
+        f"no world {world!r}; there are {', '.join(known)}" + (f". Did you mean {near[0]}?" if near else "")
+    )
+
+
+def row(world: str, content: str, split: Split, seed: int, index: int) -> dict[str, Any]:
+    """Row `index`: a pure function of these five."""
+    rng = random.Random(f"{world}/{content}/{split}/{seed}/{index}")
+    return {"id": f"{world}-{split}-{seed}-{index}", **_maker(world, content)(rng, split)}
+
+
+def rows(world: str, content: str, split: Split, count: int, seed: int) -> Iterator[dict[str, Any]]:
+    """The first `count` rows in the shape of `content` (`posttrain.data.rows`)."""
+    _maker(world, content)
+    return (row(world, content, split, seed, index) for index in range(count))
+
+
+def start(task: dict[str, Any]) -> Environment:
+    """A fresh environment for a task row."""
+    if task["world"] not in ENVIRONMENTS:
+        raise DataError(f"world {task['world']!r} has no tasks; {', '.join(ENVIRONMENTS)} have")
+    return ENVIRONMENTS[task["world"]](task)

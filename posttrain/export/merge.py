@@ -111,7 +111,7 @@ def read_adapter_config(adapter: Path) -> dict[str, Any]:
         config = json.loads((adapter / "adapter_config.json").read_text())
     except (OSError, ValueError) as error:
         raise ModelError(f"{adapter} is no PEFT adapter: {error}") from error
-    plain = {
+    plain: dict[str, tuple[Any, ...]] = {
         "peft_type": ("LORA",),
         "bias": ("none", None),
         "use_dora": (False, None),
@@ -151,7 +151,9 @@ def _target_of(module: str, depth: int, base: TensorFolder, config: dict[str, An
     return wrapped[-1 - depth] if depth < len(wrapped) else None
 
 
-def _refuse_missing(adapter: Path, base: TensorFolder, config: dict[str, Any], sides: dict[str, dict[str, str]]) -> None:
+def _refuse_missing(
+    adapter: Path, base: TensorFolder, config: dict[str, Any], sides: dict[str, dict[str, str]]
+) -> None:
     """Raise if a base tensor that the adapter's config names lacks a factor, or the config names nothing here."""
     modules = sorted({name.rpartition(".")[0] for name in base.specs})
     named = [name for module in modules for name in _wrapped(module, base, config)]

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -50,7 +51,7 @@ class TensorFolder:
         if not files:
             raise ModelError(f"{path} holds no *.safetensors: the weights are missing")
         self.specs: dict[str, TensorSpec] = {}
-        self._handles = {}
+        self._handles: dict[str, Any] = {}
         for file in files:
             try:
                 handle = safe_open(file, framework="pt")

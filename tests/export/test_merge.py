@@ -27,7 +27,9 @@ def adapter(base: Path) -> Path:
     return toy_adapter(base, base.parent / "adapter")
 
 
-def merge(base: Path, adapter: Path | None, target: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+def merge(
+    base: Path, adapter: Path | None, target: Path, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
     target.mkdir()
     apply_merge(plan_merge(base, adapter, dtype), target)
     return load_file(target / "model.safetensors")

@@ -1,0 +1,197 @@
+"""Prove that an export is the model it came from, in the programs that will load it.
+
+Axes: T the last positions of a prompt, V vocabulary.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from posttrain.engine.forward import hidden_states
+from posttrain.engine.model import load_model
+from posttrain.engine.packing import Item, pack
+from posttrain.errors import MachineError
+from posttrain.export.gguf import GgufType, yarn_is_rounded
+from posttrain.export.llama import ask_llama
+
+POSITIONS = 64
+"""Logits are compared at so many last positions of each prompt: all of a large model's would not fit in memory."""
+NEAR_TIE = {"f32": 0.02, "bf16": 0.2, "q8_0": 0.5}
+"""A greedy token may differ from transformers' where its logit is this close to the best one: llama.cpp rounds the
+activations to the type of the weights it multiplies them with."""
+Logits = list[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two programs or files on the same prompts; `greedy_agreement` is the share of positions with the same first
+    choice, for GGUF the share of prompts whose whole continuation agrees."""
+
+    pair: str
+    prompts: int
+    status: Literal["agrees", "differs", "measured", "unverified"]
+    max_abs: float | None = None
+    mean_abs: float | None = None
+    kl: float | None = None
+    greedy_agreement: float | None = None
+    reason: str | None = None
+
+    def row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def stock_logits(base: Path, adapter: Path | None, prompts: list[list[int]]) -> Logits:
+    """Float32 logits [T, V] of stock transformers, with the adapter on it in stock PEFT.
+
+    Raises MachineError where PEFT is needed and not installed.
+    """
+    model = _stock_model(base)
+    if adapter is not None:
+        try:
+            from peft import PeftModel
+        except ImportError as error:
+            raise MachineError("PEFT was not asked: it is not installed (pip install peft)") from error
+        model = PeftModel.from_pretrained(model, adapter)
+    return [model(input_ids=torch.tensor([prompt])).logits[0, -POSITIONS:].clone() for prompt in prompts]
+
+
+def _stock_model(folder: Path) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+    )
+    return model.eval()
+
+
+@torch.no_grad()
+def engine_logits(base: Path, adapter: Path | None, prompts: list[list[int]]) -> Logits:
+    """Float32 logits [T, V] of the engine that trained the adapter."""
+    model: Any = load_model(base, adapter)
+    nothing = np.zeros(0, np.int64)
+    logits = []
+    for prompt in prompts:
+        batch = pack([Item(nothing, (np.array(prompt),), (np.zeros(len(prompt), bool),))], 0)
+        logits.append(model.lm_head(hidden_states(model, batch)[-POSITIONS:]))
+    return logits
+
+
+def compare(pair: str, left: Logits, right: Logits, tolerance: float | None) -> Comparison:
+    """Differences over all positions; KL is of `right` from `left`, mean per position, in nats."""
+    differences, divergences, same = [], [], []
+    for left_TV, right_TV in zip(left, right, strict=True):
+        differences.append((left_TV.double() - right_TV.double()).abs())
+        log_left, log_right = torch.log_softmax(left_TV.double(), -1), torch.log_softmax(right_TV.double(), -1)
+        divergences.append((log_left.exp() * (log_left - log_right)).sum(-1))
+        same.append(left_TV.argmax(-1) == right_TV.argmax(-1))
+    largest = max(float(difference.max()) for difference in differences)
+    count = sum(difference.numel() for difference in differences)
+    if tolerance is None:
+        status: Literal["agrees", "differs", "measured"] = "measured"
+    else:
+        # A NaN is not within any tolerance.
+        status = "agrees" if largest <= tolerance else "differs"
+    return Comparison(
+        pair=pair,
+        prompts=len(left),
+        status=status,
+        max_abs=largest,
+        mean_abs=float(sum(difference.sum() for difference in differences)) / count,
+        kl=float(torch.cat(divergences).mean()),
+        greedy_agreement=float(torch.cat(same).double().mean()),
+    )
+
+
+def verify_folder(
+    base: Path, adapter: Path | None, merged: Path, prompts: list[list[int]], tolerance: float
+) -> tuple[list[Comparison], Logits]:
+    """The model state in PEFT and in the engine against the merged float32 folder in transformers, and its logits."""
+    logits = stock_logits(merged, None, prompts)
+    rows = [compare("engine / merged", engine_logits(base, adapter, prompts), logits, tolerance)]
+    if adapter is not None:
+        try:
+            peft_logits = stock_logits(base, adapter, prompts)
+        except MachineError as error:
+            rows.append(Comparison("PEFT / merged", len(prompts), "unverified", reason=str(error)))
+        else:
+            rows.append(compare("PEFT / merged", peft_logits, logits, tolerance))
+    return rows, logits
+
+
+@torch.no_grad()
+def greedy_continuations(
+    folder: Path, prompts: list[list[int]], new_tokens: int, stop_tokens: frozenset[int]
+) -> list[tuple[list[int], torch.Tensor]]:
+    """Each prompt's greedy tokens in stock transformers, up to a stop token, with the logits they were chosen from."""
+    model = _stock_model(folder)
+    found = []
+    for prompt in prompts:
+        tokens: list[int] = []
+        rows: list[torch.Tensor] = []
+        output = model(input_ids=torch.tensor([prompt]), use_cache=True)
+        while True:
+            rows.append(output.logits[0, -1].clone())
+            tokens.append(int(rows[-1].argmax()))
+            if len(tokens) == new_tokens or tokens[-1] in stop_tokens:
+                break
+            output = model(
+                input_ids=torch.tensor([tokens[-1:]]), past_key_values=output.past_key_values, use_cache=True
+            )
+        found.append((tokens, torch.stack(rows)))
+    return found
+
+
+def verify_gguf(
+    gguf: Path,
+    gguf_type: GgufType,
+    folder: Path,
+    prompts: list[list[int]],
+    new_tokens: int,
+    stop_tokens: frozenset[int],
+    texts: dict[str, list[int]],
+    threads: int,
+) -> Comparison:
+    """Greedy tokens of the GGUF file in llama.cpp against its Hugging Face folder in transformers.
+
+    `texts` maps texts to the ids they must be tokenised to. Unverified where llama.cpp is not installed.
+    """
+    pair = f"GGUF {gguf_type} in llama.cpp / merged"
+    try:
+        answer = ask_llama(gguf, prompts, new_tokens, list(texts), threads)
+    except MachineError as error:
+        return Comparison(pair, len(prompts), "unverified", reason=str(error))
+    same, gap = 0, 0.0
+    for (tokens, logits_TV), found in zip(
+        greedy_continuations(folder, prompts, new_tokens, stop_tokens), answer.greedy, strict=True
+    ):
+        parting = first_difference(tokens, found)
+        same += parting is None
+        if parting is not None:
+            gap = max(gap, float(logits_TV[parting].max() - logits_TV[parting, found[parting]]))
+    misread = sum(ids != wanted for ids, wanted in zip(answer.tokens, texts.values(), strict=True))
+    reasons = []
+    if same < len(prompts):
+        reasons.append(
+            f"{len(prompts) - same} of {len(prompts)} continuations part from transformers'; there the token's logit "
+            f"is at most {gap:.3g} below the best (near ties of {NEAR_TIE[gguf_type]} are allowed)"
+        )
+    if misread:
+        reasons.append(f"{misread} of {len(texts)} texts are tokenised differently")
+    if not yarn_is_rounded(folder):
+        reasons.append("the model's YaRN does not round its correction range and llama.cpp's does")
+    agrees = gap <= NEAR_TIE[gguf_type] and not misread
+    return Comparison(
+        pair,
+        len(prompts),
+        "agrees" if agrees else "differs",
+        greedy_agreement=same / len(prompts),
+        reason="; ".join(reasons) or None,
+    )
+
+
+def first_difference(tokens: list[int], found: list[int]) -> int | None:
+    """Index of the first token of `tokens` that `found` has differently; what `found` says after its end is ignored."""
+    return next((index for index, token in enumerate(tokens) if found[index] != token), None)

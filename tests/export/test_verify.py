@@ -1,0 +1,95 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from posttrain.errors import MachineError
+from posttrain.export.gguf import write_gguf
+from posttrain.export.llama import ask_llama
+from posttrain.export.merge import apply_merge, plan_merge
+from posttrain.export.verify import compare, first_difference, verify_folder, verify_gguf
+from tests.export.test_gguf import needs_llama
+from tests.export.toys import toy_adapter, toy_base
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy_base(tmp_path_factory.mktemp("toy") / "base")
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path) -> Path:
+    return toy_adapter(base, base.parent / "adapter")
+
+
+def prompts(count: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randint(0, 320, (3 + 6 * index,), generator=generator).tolist() for index in range(count)]
+
+
+def merged(base: Path, adapter: Path | None, target: Path, dtype: torch.dtype = torch.float32) -> Path:
+    target.mkdir()
+    apply_merge(plan_merge(base, adapter, dtype), target)
+    return target
+
+
+def test_numbers_of_a_comparison_by_hand() -> None:
+    left = [torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3), 0.0]])]
+    right = [torch.tensor([[0.0, 0.5]]), torch.tensor([[math.log(3), 0.0]])]
+    result = compare("a / b", left, right, 0.4)
+    # KL of (1/2, 1/2) to softmax(0, 1/2), halved: the second position adds nothing.
+    share = 1 / (1 + math.exp(0.5))
+    kl = 0.5 * math.log(0.5 / share) + 0.5 * math.log(0.5 / (1 - share))
+    assert (result.max_abs, result.mean_abs, result.greedy_agreement) == (0.5, 0.125, 0.5)
+    assert result.kl == pytest.approx(kl / 2)
+    assert result.status == "differs"
+    assert compare("a / b", left, right, 0.5).status == "agrees"
+    assert compare("a / b", left, [right[0] * math.nan, right[1]], 1e9).status == "differs"
+
+
+def test_engine_peft_and_merged_folder_agree(base: Path, adapter: Path, tmp_path: Path) -> None:
+    rows, _ = verify_folder(base, adapter, merged(base, adapter, tmp_path / "merged"), prompts(5), 1e-4)
+    assert [(row.pair, row.status) for row in rows] == [("engine / merged", "agrees"), ("PEFT / merged", "agrees")]
+    assert all(row.greedy_agreement == 1.0 for row in rows)
+
+
+def test_a_merge_of_another_adapter_is_found_out(base: Path, adapter: Path, tmp_path: Path) -> None:
+    other = toy_adapter(base, tmp_path / "other", seed=2)
+    rows, _ = verify_folder(base, adapter, merged(base, other, tmp_path / "merged"), prompts(2), 1e-4)
+    assert [row.status for row in rows] == ["differs", "differs"]
+
+
+def test_the_first_difference_counts_up_to_the_end_of_the_reference() -> None:
+    assert first_difference([1, 2], [1, 2, 9]) is None
+    assert first_difference([1, 2, 3], [1, 5, 3]) == 1
+
+
+@needs_llama
+@pytest.mark.parametrize("gguf_type", ["f32", "bf16"])
+def test_gguf_agrees_with_its_folder_and_not_with_another(base: Path, adapter: Path, tmp_path: Path, gguf_type) -> None:
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[gguf_type]
+    folder = merged(base, adapter, tmp_path / "merged", dtype)
+    write_gguf(folder, tmp_path / "toy.gguf", gguf_type, "toy")
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    texts = {text: tokenizer.encode(text).ids for text in ("run the tests, then 123456", "city's  \n name")}
+    stop = frozenset({tokenizer.token_to_id("<|return|>")})
+    asked = (prompts(4), 8, stop)
+    result = verify_gguf(tmp_path / "toy.gguf", gguf_type, folder, *asked, texts, 1)
+    assert result.status == "agrees", result.reason
+    assert verify_gguf(tmp_path / "toy.gguf", gguf_type, base, *asked, {}, 1).status == "differs"
+    wrong = {"run the tests": [1, 2]}
+    assert verify_gguf(tmp_path / "toy.gguf", gguf_type, folder, *asked, wrong, 1).status == "differs"
+
+
+def test_without_llama_cpp_the_file_is_unverified_not_failed(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("POSTTRAIN_TEST_TOOLS", raising=False)
+    monkeypatch.setenv("POSTTRAIN_NODE_TOOLS", str(tmp_path / "nowhere"))
+    with pytest.raises(MachineError, match="not asked"):
+        ask_llama(tmp_path / "toy.gguf", [[1]], 1, [])
+    result = verify_gguf(tmp_path / "toy.gguf", "f32", base, [[1]], 1, frozenset(), {}, 1)
+    assert (result.status, result.greedy_agreement) == ("unverified", None)

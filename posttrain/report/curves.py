@@ -1,0 +1,227 @@
+"""Inline SVG of the report: curves of training, levels of the evaluated states, the timeline of phases.
+
+Colours come from the page's style sheet by class, so that a figure follows light and dark.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from posttrain.report.comparison import MetricRow
+from posttrain.report.read import PhaseRecord, number
+from posttrain.report.words import amount, duration, plain
+
+WIDTH, HEIGHT = 320, 168
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
+MOST_POINTS_DRAWN = 600
+
+CURVES = {
+    "loss": "loss",
+    "gradient_norm": "gradient norm",
+    "accuracy": "pair accuracy",
+    "margin": "margin",
+    "reward": "reward",
+    "reward_accuracy": "reward accuracy",
+    "zero_spread_groups": "groups without spread",
+    "mean_new_tokens": "new tokens per episode",
+}
+"""Metrics of a training step that are drawn, in this order."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    title: str
+    caption: str
+    """What the marks are."""
+    svg: Markup
+
+
+def smoothing_window(count: int) -> int:
+    """Steps that the smoothed line averages over: about a twentieth of the phase, odd; 1 is no smoothing."""
+    window = count // 20 | 1
+    return window if window >= 3 else 1
+
+
+def smooth(values: Sequence[float], window: int) -> list[float]:
+    """Centred moving mean; at the ends over the part of the window that exists."""
+    half = window // 2
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    bounds = [(max(0, at - half), min(len(values), at + half + 1)) for at in range(len(values))]
+    return [(sums[high] - sums[low]) / (high - low) for low, high in bounds]
+
+
+def phase_curves(phase: PhaseRecord) -> list[Panel]:
+    """One panel per metric of the phase's steps that has a number in it."""
+    panels = []
+    for metric, title in CURVES.items():
+        points = [(row["step"], value) for row in phase.metrics if (value := number(row.get(metric))) is not None]
+        if not points:
+            continue
+        thresholds = [gate.threshold for gate in phase.gates if gate.metric == metric and gate.threshold is not None]
+        panels.append(curve_panel(title, points, thresholds, missing=len(phase.metrics) - len(points)))
+    return panels
+
+
+def curve_panel(title: str, points: Sequence[tuple[float, float]], thresholds: Sequence[float], missing: int) -> Panel:
+    """Raw values as dots, their moving mean as a line, gate thresholds as dashed lines."""
+    steps, values = [step for step, _ in points], [value for _, value in points]
+    window = smoothing_window(len(points))
+    line = smooth(values, window)
+    x = _scale(min(steps), max(steps), LEFT, WIDTH - RIGHT)
+    # A threshold far from the curve would flatten it: such a gate stands in the gates table only.
+    low, high = min(values), max(values)
+    reach = (high - low) or abs(high) or 1.0
+    shown = [value for value in thresholds if low - reach / 2 <= value <= high + reach / 2]
+    ticks = nice_ticks(min([low, *shown]), max([high, *shown]))
+    y = _scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
+    stride = math.ceil(len(points) / MOST_POINTS_DRAWN)
+    marks = [f'<circle cx="{x(s):.1f}" cy="{y(v):.1f}" r="1.6" class="raw"/>' for s, v in points[::stride]]
+    marks += [
+        f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}" class="threshold"/>' for v in shown
+    ]
+    places = sorted({*range(0, len(points), stride), len(points) - 1})
+    if len(points) > 1:
+        path = "M" + "L".join(f"{x(steps[at]):.1f} {y(line[at]):.1f}" for at in places)
+        marks.append(f'<path d="{path}" class="smooth"/>')
+    told = f"{title}: {plain(values[0])} at step {plain(steps[0])}, {plain(values[-1])} at step {plain(steps[-1])}"
+    labels = [(x(steps[0]), plain(steps[0]), "start"), (x(steps[-1]), f"step {plain(steps[-1])}", "end")]
+    caption = f"dots: {'raw' if stride == 1 else f'every {stride}th raw value'}"
+    caption += f"; line: mean of {window} steps" if window > 1 else "; line: joins them" if len(points) > 1 else ""
+    caption += "; dashed: gate" if shown else ""
+    caption += f"; {missing} steps without a number" if missing else ""
+    return Panel(title, caption, _svg(told, _grid(ticks, y) + "".join(marks) + _labels(labels)))
+
+
+def level_panel(row: MetricRow) -> Panel | None:
+    """The metric's level in each evaluated state, with the 95 % interval of each level."""
+    cells = [cell for cell in row.cells if cell.mean is not None]
+    if len(cells) < 2:
+        return None
+    ends = [v for c in cells for v in (c.mean, *((c.interval.low, c.interval.high) if c.interval else ())) if v is not None]
+    ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if row.share else nice_ticks(min(ends), max(ends))
+    y = _scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
+    x = _scale(0, len(cells) - 1, LEFT + 14, WIDTH - RIGHT - 14)
+    marks = ""
+    path = "M" + "L".join(f"{x(at):.1f} {y(cell.mean or 0.0):.1f}" for at, cell in enumerate(cells))
+    marks += f'<path d="{path}" class="join"/>'
+    labels = []
+    for at, cell in enumerate(cells):
+        level = cell.mean or 0.0
+        if cell.interval:
+            marks += (
+                f'<line x1="{x(at):.1f}" x2="{x(at):.1f}" y1="{y(cell.interval.low):.1f}" '
+                f'y2="{y(cell.interval.high):.1f}" class="whisker"/>'
+            )
+        told = escape(f"{cell.evaluation.model}: {amount(level, row.share)}")
+        marks += f'<circle cx="{x(at):.1f}" cy="{y(level):.1f}" r="3.6" class="level"><title>{told}</title></circle>'
+        anchor = "start" if at == 0 else "end" if at == len(cells) - 1 else "middle"
+        place = LEFT if at == 0 else WIDTH - RIGHT if at == len(cells) - 1 else x(at)
+        if at in (0, len(cells) - 1) or len(cells) <= 4:
+            labels.append((place, cell.evaluation.model, anchor))
+    told = f"{row.dataset} {row.title}: " + ", ".join(f"{c.evaluation.model} {amount(c.mean, row.share)}" for c in cells)
+    return Panel(row.title, "", _svg(told, _grid(ticks, y, row.share) + marks + _labels(labels)))
+
+
+def change_bar(before: float, after: float, low: float, high: float) -> Markup:
+    """A share before and after on a 0–100 % track; the band is the difference's interval laid at `before`."""
+
+    def at(share: float) -> float:
+        return 4 + 292 * min(max(share, 0.0), 1.0)
+
+    kind = "up" if low > 0 else "down" if high < 0 else "even"
+    band_low, band_high = at(before + low), at(before + high)
+    told = f"{amount(before, True)} before, {amount(after, True)} after"
+    return Markup(
+        f'<svg viewBox="0 0 300 16" class="change {kind}" role="img" aria-label="{escape(told)}">'
+        '<line x1="4" x2="296" y1="8" y2="8" class="track"/>'
+        f'<rect x="{band_low:.1f}" width="{max(band_high - band_low, 1):.1f}" y="3" height="10" rx="3" class="band"/>'
+        f'<line x1="{at(before):.1f}" x2="{at(after):.1f}" y1="8" y2="8" class="move"/>'
+        f'<circle cx="{at(before):.1f}" cy="8" r="3.5" class="was"/>'
+        f'<circle cx="{at(after):.1f}" cy="8" r="4" class="is"/></svg>'
+    )
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A phase's place on the timeline, in per cent of the run's width; none where it has no times."""
+
+    left: float
+    width: float
+
+
+def timeline(phases: Sequence[PhaseRecord]) -> list[Bar | None]:
+    """Phases in time order without the idle time between attempts: each bar starts where the one before ends."""
+    total = sum(phase.seconds or 0.0 for phase in phases)
+    bars: list[Bar | None] = []
+    done = 0.0
+    for phase in phases:
+        if phase.seconds is None or total <= 0:
+            bars.append(None)
+            continue
+        bars.append(Bar(100 * done / total, 100 * phase.seconds / total))
+        done += phase.seconds
+    return bars
+
+
+def timeline_bar(phase: PhaseRecord, bar: Bar | None) -> Markup:
+    """One row of the timeline."""
+    if bar is None:
+        return Markup('<svg viewBox="0 0 100 6" preserveAspectRatio="none" class="bar"></svg>')
+    width = max(bar.width, 0.6)
+    left = min(bar.left, 100 - width)
+    return Markup(
+        f'<svg viewBox="0 0 100 6" preserveAspectRatio="none" class="bar" role="img" '
+        f'aria-label="{escape(phase.name)}: {escape(duration(phase.seconds))}">'
+        f'<rect x="0" width="100" y="2.5" height="1" class="track"/>'
+        f'<rect x="{left:.2f}" width="{width:.2f}" y="0" height="6" class="kind-{escape(phase.kind)}"/></svg>'
+    )
+
+
+def nice_ticks(low: float, high: float, about: int = 4) -> list[float]:
+    """Round numbers that enclose [low, high]."""
+    if high - low < 1e-12 * max(abs(low), abs(high), 1e-300):
+        spread = abs(low) / 2 or 0.5
+        low, high = low - spread, high + spread
+    rough = (high - low) / about
+    magnitude = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [place * step for place in range(first, last + 1)]
+
+
+class _scale:
+    """Linear map of a value range to pixels; a range of length 0 falls on its middle."""
+
+    def __init__(self, low: float, high: float, start: float, end: float) -> None:
+        self.low, self.high, self.start, self.end = low, high, start, end
+
+    def __call__(self, value: float) -> float:
+        if self.high == self.low:
+            return (self.start + self.end) / 2
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def _grid(ticks: Sequence[float], y: "_scale", share: bool = False) -> str:
+    lines = ""
+    for tick in ticks:
+        text = f"{100 * tick:.0f} %" if share else plain(float(f"{tick:.10g}"))
+        lines += f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" class="grid"/>'
+        lines += f'<text x="{LEFT - 6}" y="{y(tick) + 3.5:.1f}" text-anchor="end">{escape(text)}</text>'
+    return lines
+
+
+def _labels(labels: Sequence[tuple[float, str, str]]) -> str:
+    return "".join(
+        f'<text x="{place:.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{escape(text)}</text>'
+        for place, text, anchor in labels
+    )
+
+
+def _svg(told: str, inside: str) -> Markup:
+    return Markup(
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class="panel" role="img" aria-label="{escape(told)}">{inside}</svg>'
+    )

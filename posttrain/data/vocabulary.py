@@ -1,5 +1,6 @@
 """The tiny base's vocabulary: byte-level BPE in which an invented name has the same tokens wherever it stands."""
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from posttrain.recipe.types import FreshBase, Recipe
 from posttrain.run.folder import write_atomic, write_json_atomic
 from posttrain.worlds.names import SYLLABLES
 from posttrain.worlds.registry import rows
+from posttrain.worlds.tools import VERBS
 
 O200K = "|".join(
     (
@@ -70,6 +72,9 @@ def _allowed(a: str, b: str, pieces: set[str]) -> int:
     """0: this merge could change the tokens of a name or of a number. 1: only where nothing better is left. 2: yes."""
     if any(c.isdigit() for c in a + b):
         return 0
+    # A tool's verb, too, has the same tokens after a space, a dot or a line's start.
+    if a.startswith("Ġ") and any(verb.startswith((a + b)[1:]) for verb in VERBS):
+        return 0
     if b in pieces and (a in pieces or not a.isalpha() or a.startswith("Ġ")):
         return 0
     if a in pieces and not b.isalpha():
@@ -87,12 +92,12 @@ def _learn_merges(counts: Counter[str], total: int) -> list[Pair]:
         word = tuple(text)
         for pair in merges:
             word = _apply(word, pair) if pair[0] in word else word
-        if any(_allowed(a, b, pieces) for a, b in zip(word, word[1:], strict=False)):
+        if any(_allowed(a, b, pieces) for a, b in itertools.pairwise(word)):
             words.append((word, count))
     while len(merges) < total:
         pairs: defaultdict[Pair, int] = defaultdict(int)
         for word, count in words:
-            for pair in zip(word, word[1:], strict=False):
+            for pair in itertools.pairwise(word):
                 pairs[pair] += count
         ranked = [(_allowed(*pair, pieces), count, pair) for pair, count in pairs.items()]
         usable = [entry for entry in ranked if entry[0]]
@@ -163,8 +168,18 @@ city?: string,
 type  = () => any;
 
 } // namespace functions
-developer system user assistant to=functions. json
+developer system user assistant commentary to=functions.f json
+developer
+system
+user
+assistant
+commentary
+analysis
+final
+json
 """
+HARMONY_WEIGHT = 1000
+"""Every rendered row holds these words, so they get tokens before rarer ones do."""
 SAMPLE = (
     ("language", "text", 6000),
     ("tools", "conversations", 1000),
@@ -176,7 +191,7 @@ SAMPLE_SEED = 0
 
 def vocabulary_texts() -> Iterator[str]:
     """What the vocabulary is learned from: training rows of every world, and the words of Harmony's headers."""
-    for _ in range(200):
+    for _ in range(HARMONY_WEIGHT):
         yield HARMONY_WORDS
     for world, content, count in SAMPLE:
         for row in rows(world, content, "train", count, SAMPLE_SEED):
@@ -235,7 +250,7 @@ def _model_config(base: FreshBase, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def make_fresh_base(recipe: Recipe, folder: Path) -> None:
-    """Write configuration, tokenizer and chat template of the recipe's fresh base; its weights are drawn in training."""
+    """Write configuration, tokenizer and chat template of the recipe's fresh base; training draws its weights."""
     base = recipe.base
     if not isinstance(base, FreshBase):
         raise RecipeError(f"base.kind: {base.kind!r} is no fresh base")

@@ -8,6 +8,8 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from posttrain.chat.harmony import developer_text, system_text
+from posttrain.recipe.types import HarmonyFormat
 from posttrain.worlds.names import SYLLABLES, Split, name, names
 from posttrain.worlds.programs import Program, draw, load, shown
 from posttrain.worlds.tools import INTEGERS, PHRASES, VERBS, argument
@@ -15,6 +17,7 @@ from posttrain.worlds.tools import INTEGERS, PHRASES, VERBS, argument
 Writer = Callable[[random.Random, Split], str]
 
 SPECIALS = ("<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|constrain|>", "<|call|>", "<|return|>")
+STOCK = (*SYLLABLES, *SPECIALS, *' {}":,()[]=+-*<>_.0123456789', "\n", " the", " a", " for", " in", "return ", '","')
 IDENTITIES = (
     "You are a small assistant.",
     "You are a helpful assistant.",
@@ -209,15 +212,6 @@ def _escaped(rng: random.Random, split: Split) -> str:
 # ---------------------------------------------------------------- chat
 
 
-def system_text(identity: str, cutoff: str, date: str, effort: str) -> str:
-    """The system message of a chat without tools, as `posttrain.chat` writes it."""
-    return (
-        f"<|start|>system<|message|>{identity}\nKnowledge cutoff: {cutoff}\nCurrent date: {date}\n\n"
-        f"Reasoning: {effort}\n\n# Valid channels: analysis, commentary, final. "
-        "Channel must be included for every message.<|end|>"
-    )
-
-
 def _exchange(rng: random.Random, split: Split) -> tuple[str, str, str]:
     """Request, thought, answer."""
     kind = rng.random()
@@ -242,13 +236,16 @@ def _exchange(rng: random.Random, split: Split) -> tuple[str, str, str]:
 
 
 def _chat(rng: random.Random, split: Split) -> str:
-    date = f"2025-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
-    effort = rng.choice(("low", "low", "medium", "high"))
-    text = system_text(rng.choice(IDENTITIES), "2024-06", date, effort)
+    chat = HarmonyFormat.model_construct(
+        date=f"202{rng.randint(4, 6)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}",
+        knowledge_cutoff="2024-06",
+        reasoning_effort=rng.choice(("low", "low", "medium", "high")),
+        identity=rng.choice(IDENTITIES),
+    )
+    text = f"<|start|>system<|message|>{system_text(chat, offers_tools=False)}<|end|>"
     if rng.random() < 0.3:
-        text += (
-            f"<|start|>developer<|message|># Instructions\n\n{rng.choice(('Be brief.', 'Answer in one line.'))}<|end|>"
-        )
+        instructions = rng.choice(("Be brief.", "Answer in one line."))
+        text += f"<|start|>developer<|message|>{developer_text(instructions, ())}<|end|>"
     turns = rng.choice((1, 1, 2))
     for turn in range(turns):
         request, thought, answer = _exchange(rng, split)

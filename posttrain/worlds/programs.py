@@ -104,7 +104,8 @@ def _letters(rng: random.Random) -> dict[str, Any]:
 
 def _around(rng: random.Random, slots: dict[str, Any]) -> int:
     """A number at or beside one of the constants, where boundary faults show."""
-    return slots[rng.choice([k for k in ("K", "M") if k in slots])] + rng.choice((-2, -1, 0, 0, 0, 1, 2))
+    constant: int = slots[rng.choice([k for k in ("K", "M") if k in slots])]
+    return constant + rng.choice((-2, -1, 0, 0, 0, 1, 2))
 
 
 def _one(rng: random.Random, slots: dict[str, Any]) -> list[Arguments]:

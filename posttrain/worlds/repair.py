@@ -45,7 +45,7 @@ def assertion(arguments: Arguments | list[Any], expected: Any) -> str:
 
 
 def case(rng: random.Random, split: Split) -> Case:
-    """A case whose mutant is caught by the visible test and by hidden ones with other inputs; others are drawn again."""
+    """A case whose mutant both the visible test and hidden ones, with other inputs, catch; others are drawn again."""
     while True:
         program = draw(rng, split)
         options = mutants(program, rng)

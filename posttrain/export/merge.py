@@ -24,7 +24,15 @@ PREFIX = "base_model.model."
 LORA_KEY = re.compile(r"(?P<module>.+?)(?P<nested>(?:\.base_layer)*)\.lora_(?P<side>[AB])\.weight")
 DECLARED = ("gate_up_proj", "down_proj", "weight")
 """Parameters an adapter can target, in the order modules declare them: the order PEFT nests its wrappers in."""
-COPIED = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "*.jinja")
+COPIED = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "*.jinja",
+    "LICENSE*",
+)
 SHARD_BYTES = 4 * 1024**3
 Action = Literal["copy", "cast", "merge"]
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from posttrain.engine.forward import hidden_states
 from posttrain.engine.model import load_model
@@ -61,6 +62,8 @@ def stock_logits(base: Path, adapter: Path | None, prompts: list[list[int]]) -> 
 
 
 def _stock_model(folder: Path) -> Any:
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
     )

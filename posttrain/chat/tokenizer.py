@@ -61,7 +61,7 @@ class Tokenizer:
         """
         numbers = [int(number) for number in ids]
         for number in numbers:
-            if number < 0 or self._whole.id_to_token(number) is None:
+            if not self._knows(number):
                 raise ChatFormatError(f"token id {number} is not in the vocabulary")
         text: str = self._whole.decode(numbers, skip_special_tokens=False)
         return text
@@ -71,12 +71,16 @@ class Tokenizer:
         pieces: list[str] = []
         run: list[int] = []
         for number in map(int, ids):
-            if number >= 0 and self._whole.id_to_token(number) is not None:
+            if self._knows(number):
                 run.append(number)
             else:
                 pieces += [self.decode(run), f"<|id {number}|>"]
                 run = []
         return "".join([*pieces, self.decode(run)])
+
+    def _knows(self, number: int) -> bool:
+        # The library takes ids of 32 bits.
+        return 0 <= number < 2**32 and self._whole.id_to_token(number) is not None
 
     def special(self, name: str) -> int:
         """The id of the added token `name`, such as `<|start|>`."""

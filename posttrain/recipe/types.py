@@ -4,9 +4,12 @@ A field that changes the weights has no default, so that a recipe shows every nu
 What does not change the weights belongs to `Execution`.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Positive = Annotated[int, Field(ge=1)]
@@ -15,8 +18,33 @@ Precision = Literal["float32", "bfloat16"]
 """Type of the matrix products (autocast); weights and optimizer state of trained tensors stay float32."""
 
 
+_drafting: ContextVar[bool] = ContextVar("drafting", default=False)
+
+
+@contextmanager
+def drafting() -> Iterator[None]:
+    """Within, a faulty object is built unchecked instead of raising, so that all faults can be reported at once."""
+    token = _drafting.set(True)
+    try:
+        yield
+    finally:
+        _drafting.reset(token)
+
+
 class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True)
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError:
+            if not _drafting.get():
+                raise
+            # Only what was given, wrong names included: checking the whole recipe again finds every fault.
+            object.__setattr__(self, "__dict__", fields)
+            object.__setattr__(self, "__pydantic_fields_set__", set(fields))
+            object.__setattr__(self, "__pydantic_extra__", None)
+            object.__setattr__(self, "__pydantic_private__", None)
 
 
 # ---------------------------------------------------------------- model

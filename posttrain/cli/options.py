@@ -1,0 +1,129 @@
+"""Options that several commands share: where runs lie, how to carry them out, and a recipe's own flags."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import click
+
+from posttrain.errors import InputError, RunFolderError
+from posttrain.recipe.flags import Flag, FlagValue
+from posttrain.recipe.spelling import did_you_mean
+from posttrain.recipe.types import Execution
+from posttrain.run.folder import RunFolder
+
+DEFAULT_RUNS_DIR = Path("runs")
+
+
+def runs_dir_option() -> click.Option:
+    return click.Option(
+        ["--runs-dir"],
+        type=click.Path(path_type=Path, file_okay=False),
+        default=DEFAULT_RUNS_DIR,
+        show_default=True,
+        help="Folder that holds the runs.",
+    )
+
+
+def decide_options() -> list[click.Parameter]:
+    """What may be asked of a run that exists."""
+    return [
+        click.Option(["--from", "redo_from"], metavar="PHASE", help="Redo this phase and all after it."),
+        click.Option(
+            ["--accept"],
+            metavar="PHASE:GATE",
+            multiple=True,
+            help="Go on although this hard gate failed; the acceptance is recorded.",
+        ),
+    ]
+
+
+def execution_options() -> list[click.Parameter]:
+    """One option per field of `Execution`, with the field's own documentation."""
+    options: list[click.Parameter] = []
+    for name, field in Execution.model_fields.items():
+        choices = get_args(field.annotation) if get_origin(field.annotation) is not None else ()
+        options.append(
+            click.Option(
+                [f"--{name.replace('_', '-')}", name],
+                type=click.Choice([str(one) for one in choices]) if choices else int,
+                default=field.default,
+                show_default=True,
+                help=field.description or "",
+            )
+        )
+    return options
+
+
+def flag_options(flags: list[Flag]) -> list[click.Parameter]:
+    """A recipe function's parameters as options."""
+    return [_flag_option(flag) for flag in flags]
+
+
+def _flag_option(flag: Flag) -> click.Option:
+    spelled = flag.name.replace("_", "-")
+    declaration = f"--{spelled}/--no-{spelled}" if flag.type is bool else f"--{spelled}"
+    kind: Any = click.Choice([str(one) for one in flag.choices]) if flag.choices else flag.type
+    return click.Option(
+        [declaration, flag.name],
+        type=None if flag.type is bool else kind,
+        default=str(flag.default) if flag.choices and flag.default is not None else flag.default,
+        show_default=True,
+        help=flag.help,
+    )
+
+
+def flag_values(flags: list[Flag], given: Mapping[str, Any]) -> dict[str, FlagValue]:
+    """The recipe's own flags out of everything given, in their declared types."""
+    values: dict[str, FlagValue] = {}
+    for flag in flags:
+        value = given[flag.name]
+        if flag.choices:
+            value = next((one for one in flag.choices if str(one) == value), value)
+        values[flag.name] = value
+    return values
+
+
+def execution_from(given: Mapping[str, Any]) -> Execution:
+    fields = {name: given[name] for name in Execution.model_fields}
+    wrong = [f"--{name.replace('_', '-')} {value}" for name, value in fields.items() if value == 0 or _negative(value)]
+    if wrong:
+        raise InputError(f"{', '.join(wrong)}: must be at least 1")
+    return Execution(**fields)
+
+
+def _negative(value: Any) -> bool:
+    return isinstance(value, int) and value < 0
+
+
+def accept_pairs(given: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for text in given:
+        phase, colon, gate = text.partition(":")
+        if not (phase and colon and gate):
+            raise InputError(f"--accept {text!r}: write it as PHASE:GATE")
+        pairs.append((phase, gate))
+    return tuple(pairs)
+
+
+def existing_run(name: str, runs_dir: Path) -> RunFolder:
+    """The run called `name` in `runs_dir`, or the one at a path; RunFolderError with near names when there is none."""
+    given = Path(name)
+    if "/" in name and (given / "recipe.json").is_file():
+        return RunFolder(given)
+    run = RunFolder.named(runs_dir, name)
+    if not run.recipe.is_file():
+        names = run_names(runs_dir)
+        raise RunFolderError(
+            f"there is no run {name!r} in {runs_dir}{did_you_mean(name, names)}; "
+            f"runs there: {', '.join(names[:12]) or 'none'}"
+        )
+    return run
+
+
+def run_names(runs_dir: Path) -> list[str]:
+    return sorted(path.parent.name for path in runs_dir.glob("*/recipe.json"))
+
+
+def run_argument() -> click.Argument:
+    return click.Argument(["run_name"], metavar="RUN")

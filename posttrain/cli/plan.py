@@ -1,0 +1,139 @@
+"""`posttrain plan RECIPE`: what would run and why, and what it needs; nothing is started or written."""
+
+from typing import Any
+
+import click
+
+from posttrain.cli.options import execution_from, execution_options, run_names, runs_dir_option
+from posttrain.cli.run_command import RecipeGroup, chosen_run, run_options
+from posttrain.cli.screen import duration, table_console
+from posttrain.errors import RunFolderError
+from posttrain.pipeline.plan import Plan, plan_run
+from posttrain.recipe.load import FoundRecipe, shipped_names
+from posttrain.recipe.spelling import did_you_mean
+from posttrain.recipe.types import (
+    EvaluatePhase,
+    Execution,
+    ExportPhase,
+    GrpoPhase,
+    MergePhase,
+    Phase,
+    PreferencePhase,
+    PreparePhase,
+    Recipe,
+    SftPhase,
+)
+from posttrain.run import recipe_file
+from posttrain.run.folder import RunFolder
+
+
+class PlanGroup(RecipeGroup):
+    def get_command(self, context: click.Context, name: str) -> click.Command:
+        if name in shipped_names() or name.partition(":")[0].endswith(".py"):
+            return super().get_command(context, name)
+        return _plan_of_run(name)
+
+    def command_for(self, found: FoundRecipe, source: str) -> click.Command:
+        def show(**given: Any) -> None:
+            run, recipe = chosen_run(found, given)
+            print_plan(run, recipe, execution_from(given))
+
+        options = [*run_options(found), *execution_options()]
+        return click.Command(found.name, callback=show, params=options, help=found.function.__doc__)
+
+
+def _plan_of_run(name: str) -> click.Command:
+    def show(**given: Any) -> None:
+        run = RunFolder.named(given["runs_dir"].absolute(), name)
+        if not run.recipe.is_file():
+            known = [*shipped_names(), *run_names(run.path.parent)]
+            raise RunFolderError(f"there is no recipe and no run {name!r}{did_you_mean(name, known)}; {_known(known)}")
+        print_plan(run, recipe_file.load(run.recipe), execution_from(given))
+
+    return click.Command(name, callback=show, params=[runs_dir_option(), *execution_options()])
+
+
+def _known(names: list[str]) -> str:
+    return f"known: {', '.join(names)}" if names else "none is known"
+
+
+@click.group(cls=PlanGroup, name="plan", subcommand_metavar="RECIPE|RUN [OPTIONS]...")
+def plan() -> None:
+    """Show the resolved recipe, which phases would run, resume or be skipped, and what that needs."""
+
+
+def print_plan(run: RunFolder, recipe: Recipe, execution: Execution) -> None:
+    """The recipe in short, then one row per phase with its standing and its needs."""
+    from posttrain.cli.carry_out import shortest
+
+    planned = plan_run(run, recipe, execution)
+    flags = ", ".join(f"{name} {value}" for name, value in recipe.flags.items())
+    print(f"recipe  {recipe.name}{' with ' + flags if flags else ''}, seed {recipe.seed}")
+    print(f"base    {planned.base}")
+    print(f"run     {shortest(run.path)}{'' if run.recipe.exists() else ' (new)'}")
+    _print_phases(planned)
+    disk = f"disk: about {_size(planned.disk_bytes)} more, {_size(planned.free_bytes)} free"
+    memory = f"memory: about {_size(planned.memory_bytes)} of {_size(planned.machine_bytes)} for weights and optimizer"
+    print(f"{disk}; {memory}, activations not measured")
+    print(f"time: {_time(planned.seconds, planned.unmeasured)}")
+    if planned.disk_bytes > planned.free_bytes:
+        print(f"WARNING: {_size(planned.disk_bytes - planned.free_bytes)} of disk are missing")
+
+
+def _print_phases(planned: Plan) -> None:
+    from rich.table import Table
+
+    table = Table()
+    for heading in ("phase", "kind", "what it does", "will", "why", "disk", "memory", "time"):
+        table.add_column(heading, overflow="fold")
+    for row in planned.phases:
+        need = row.needs
+        table.add_row(
+            row.phase.name,
+            row.phase.kind,
+            describe(row.phase),
+            row.will,
+            row.reason,
+            _size(need.disk_bytes),
+            "" if need.memory_bytes is None else _size(need.memory_bytes),
+            "" if row.will == "skip" else "not measured" if need.seconds is None else duration(need.seconds),
+        )
+    with table_console() as console:
+        console.print(table, markup=False, highlight=False)
+
+
+def describe(phase: Phase) -> str:
+    """The phase in a few words."""
+    match phase:
+        case PreparePhase():
+            return ", ".join(dataset.name for dataset in phase.datasets)
+        case SftPhase():
+            return f"{phase.model} on {phase.dataset}, {phase.steps} steps of {phase.samples_per_step}"
+        case PreferencePhase():
+            return f"{phase.model} on {phase.dataset}, {phase.steps} steps of {phase.pairs_per_step} pairs"
+        case GrpoPhase():
+            groups = f"{phase.groups_per_step} groups of {phase.group_size}"
+            return f"{phase.model} on {phase.dataset}, {phase.steps} steps of {groups}"
+        case MergePhase():
+            return f"{phase.model} to {phase.dtype}"
+        case EvaluatePhase():
+            shots = f", {phase.shots} shots" if phase.shots else ""
+            return f"{phase.model} on {', '.join(phase.datasets)}{shots}"
+        case ExportPhase():
+            return f"best of {', '.join(one.model for one in phase.candidates)} as {', '.join(phase.formats)}"
+    raise AssertionError(phase)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _time(seconds: float, unmeasured: int) -> str:
+    if unmeasured == 0:
+        return f"about {duration(seconds)}"
+    more = f"{unmeasured} phases not measured on this machine"
+    return f"{more}" if seconds == 0 else f"{duration(seconds)} and {more}"

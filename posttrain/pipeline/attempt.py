@@ -1,0 +1,95 @@
+"""One attempt at a run: its lock, log, signals and manifest entry, and what is written when it ends badly."""
+
+import contextlib
+import errno
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from posttrain.errors import GateFailed, MachineError, PhaseFault, PosttrainError, Stopped
+from posttrain.host import machine
+from posttrain.pipeline.screen import Screen
+from posttrain.pipeline.stop import StopSignals
+from posttrain.recipe.types import Execution, Recipe
+from posttrain.run import manifest, recipe_file
+from posttrain.run.attempt_log import AttemptLog, log_path
+from posttrain.run.folder import RunFolder
+from posttrain.run.journal import Journal
+from posttrain.run.redaction import redact
+
+
+@dataclass(frozen=True)
+class Attempt:
+    number: int
+    journal: Journal
+    stop: StopSignals
+
+
+@contextlib.contextmanager
+def attempt(run: RunFolder, recipe: Recipe, source: str, execution: Execution, screen: Screen) -> Iterator[Attempt]:
+    """Begin an attempt at a run whose lock is held. Errors leave it typed, journalled and logged."""
+    machine.set_thread_environment(execution.threads)
+    digest = recipe_file.digest(recipe)
+    number = manifest.begin_attempt(run, digest, source, recipe.seed, execution, machine.facts())
+    journal = Journal(run.events)
+    journal.write("attempt_started", attempt=number, execution=execution.model_dump(mode="json"))
+    log = AttemptLog(log_path(run, number))
+    screen.attach(log)
+    try:
+        with StopSignals(screen.say) as stop:
+            yield Attempt(number, journal, stop)
+    except BaseException as error:
+        typed = _typed(error, run, log)
+        _note_end(run, journal, number, typed)
+        log.write(f"{type(typed).__name__}: {typed}" if isinstance(typed, Exception) else repr(typed))
+        if typed is error:
+            raise
+        raise typed from error
+    else:
+        manifest.end_attempt(run, number, "completed")
+    finally:
+        screen.attach(None)
+        log.close()
+
+
+def _typed(error: BaseException, run: RunFolder, log: AttemptLog) -> BaseException:
+    """The error a user should see; the traceback of anything unforeseen goes to the log."""
+    if disk_is_full(error):
+        log.write("".join(traceback.format_exception(error)))
+        return MachineError(_disk_message(error, run))
+    if isinstance(error, KeyboardInterrupt):
+        return Stopped("interrupted")
+    if isinstance(error, PosttrainError) or not isinstance(error, Exception):
+        return error
+    log.write("".join(traceback.format_exception(error)))
+    text = redact(f"{type(error).__name__}: {error}")
+    return PhaseFault(f"unforeseen error, a fault of ours or of the recipe: {text}\nThe traceback is in {log.path}")
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether the error, or one it came from, is the operating system's "no space left"."""
+    while error is not None:
+        # Rust libraries wrap the error and keep only its text.
+        if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "os error 28" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _disk_message(error: BaseException, run: RunFolder) -> str:
+    free = machine.free_bytes(run.path) / 1e6
+    where = getattr(error, "filename", None) or run.path
+    return (
+        f"the disk is full: writing {Path(str(where)).name} failed with {free:,.0f} MB free in {run.path.parent}. "
+        f"What was committed is kept. `posttrain plan {run.path.name}` shows the space that is needed; "
+        f"free it and type: posttrain resume {run.path.name}"
+    )
+
+
+def _note_end(run: RunFolder, journal: Journal, number: int, error: BaseException) -> None:
+    outcome = "stopped" if isinstance(error, Stopped) else "gate_failed" if isinstance(error, GateFailed) else "failed"
+    # The journal and the manifest lie on the same disk that may be full; the next attempt does not need this note.
+    with contextlib.suppress(OSError):
+        journal.write(outcome, attempt=number, message=redact(str(error)))
+        manifest.end_attempt(run, number, outcome)

@@ -1,0 +1,95 @@
+"""`run.json`: what a run is made of and with what each attempt at it was carried out."""
+
+import json
+import platform
+import subprocess
+import time
+import uuid
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from posttrain.recipe.types import Execution
+from posttrain.run.folder import RunFolder, write_json_atomic
+from posttrain.run.redaction import redact_json
+
+RECORDED_PACKAGES = (
+    "posttrain", "torch", "transformers", "tokenizers", "safetensors", "datasets", "huggingface_hub", "gguf", "numpy",
+    "pydantic", "click", "rich", "peft",
+)  # fmt: skip
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of what a run may use, read from metadata: nothing is imported."""
+    versions = {}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit and dirtiness of the checkout this package runs from; None when it is installed without one."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return None
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def read(run: RunFolder) -> dict[str, Any]:
+    """The manifest; empty when there is none or it cannot be read (it is never needed to continue)."""
+    try:
+        found = json.loads(run.manifest.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def begin_attempt(
+    run: RunFolder, recipe_digest: str, source: str, seed: int, execution: Execution, hardware: dict[str, Any]
+) -> int:
+    """Record a new attempt and return its number, counted from 1."""
+    manifest = read(run) or {
+        "run_id": uuid.uuid4().hex,
+        "name": run.path.name,
+        "created": time.time(),
+        "source": source,
+        "recipe_digest": recipe_digest,
+        "seed": seed,
+        "model_digest": None,
+        "datasets": {},
+        "attempts": [],
+    }
+    versions = package_versions()
+    hardware = hardware | {"python": platform.python_version()}
+    manifest |= {"git": git_state(), "packages": versions, "hardware": hardware}
+    number = 1 + max((attempt["number"] for attempt in manifest["attempts"]), default=0)
+    attempt: dict[str, Any] = {"number": number, "started": time.time(), "finished": None, "outcome": None}
+    attempt |= {"execution": execution.model_dump(mode="json"), "git": manifest["git"], "packages": versions}
+    attempt |= {"hardware": hardware}
+    manifest["attempts"].append(attempt)
+    write_json_atomic(run.manifest, redact_json(manifest))
+    return number
+
+
+def record(run: RunFolder, **fields: Any) -> None:
+    """Set top-level fields."""
+    write_json_atomic(run.manifest, redact_json(read(run) | fields))
+
+
+def end_attempt(run: RunFolder, number: int, outcome: str) -> None:
+    manifest = read(run)
+    for attempt in manifest["attempts"]:
+        if attempt["number"] == number:
+            attempt |= {"finished": time.time(), "outcome": outcome}
+    write_json_atomic(run.manifest, redact_json(manifest))

@@ -10,7 +10,7 @@ from typing import Any
 
 from posttrain.chat.harmony import developer_text, system_text
 from posttrain.recipe.types import HarmonyFormat
-from posttrain.worlds.names import SYLLABLES, Split, name, names
+from posttrain.worlds.names import NAME_LIKE, SYLLABLES, Split, name, names, split_of
 from posttrain.worlds.programs import Program, draw, load, shown
 from posttrain.worlds.tools import INTEGERS, PHRASES, VERBS, argument
 
@@ -39,7 +39,7 @@ def _piece(rng: random.Random, split: Split) -> str:
     if draw_kind < 0.75:
         return str(rng.randint(0, 9999))
     if draw_kind < 0.9:
-        return "".join(rng.choices(SYLLABLES, k=rng.randint(1, 2))) + rng.choice(("_", "-", ".")) + name(rng, split)
+        return rng.choice(SYLLABLES) + rng.choice(("_", "-", ".")) + name(rng, split)
     return rng.choice(VERBS)
 
 
@@ -60,20 +60,12 @@ def _copy_specials(rng: random.Random, split: Split) -> str:
 
 def _copy_random(rng: random.Random, split: Split) -> str:
     """Syllables, signs and words in no order, two or three times: nothing but the copy can be predicted."""
-    stock = (
-        *SYLLABLES,
-        *SPECIALS,
-        *' {}":,()[]=+-*<>_.0123456789',
-        "\n",
-        " the",
-        " a",
-        " for",
-        " in",
-        "return ",
-        '","',
-    )
-    text = "".join(rng.choices(stock, k=rng.randint(8, 50)))
-    return text * rng.choice((2, 2, 3))
+    while True:
+        text = "".join(rng.choices(STOCK, k=rng.randint(8, 50)))
+        copies = text * rng.choice((2, 2, 3))
+        # Syllables that meet by chance must not spell a name of the other split.
+        if all(split_of(word) == split for word in NAME_LIKE.findall(copies)):
+            return copies
 
 
 def _recall(rng: random.Random, split: Split) -> str:

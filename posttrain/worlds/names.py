@@ -1,6 +1,7 @@
 """Invented names, and the split each belongs to: by a hash of the name, so no list has to be kept."""
 
 import random
+import re
 import zlib
 from typing import Literal
 
@@ -26,6 +27,11 @@ ORDINARY = frozenset(
      "time", "tile", "tune", "vase", "value", "zero", "sofa", "total", "vote", "love", "none", "move", "fire", "five"]
 )  # fmt: skip
 """Words that two or three syllables would also spell."""
+
+
+_SYLLABLE = f"(?:{'|'.join(sorted(SYLLABLES, key=len, reverse=True))})"
+NAME_LIKE = re.compile(rf"(?<![a-zA-Z]){_SYLLABLE}{{2,3}}(?![a-zA-Z])")
+"""A whole word of two or three syllables."""
 
 
 def split_of(name: str) -> Split:

@@ -215,6 +215,14 @@ FAMILIES: dict[str, Family] = {
         _list,
         tuple((a, "", x, x) for a, _, _, x in LISTS),
     ),
+    "whether": Family(
+        "a",
+        "is {qw} item of {a} {cw} {K}",
+        ("return any({x} {c} {K} for {x} in {a}) is {y}",),
+        _flag,
+        _list,
+        LISTS,
+    ),
     "scaled": Family(
         "a", "the sum of {a} times {K} {ow} {M}", ("return sum({a}) * {K} {o} {M}",), _sum_product, _list, LISTS
     ),
@@ -294,9 +302,10 @@ def _changes(text: str, rng: random.Random) -> list[tuple[str, str]]:
     for old, new in (("max(", "min("), ("min(", "max("), (" and ", " or "), (" or ", " and ")):
         if text.count(old) == 1 and not ("max(" in text and "min(" in text):
             found.append(("operator", text.replace(old, new)))
-    if text in ("return True", "return False"):
-        found.append(("boolean", "return False" if text == "return True" else "return True"))
-    elif text.startswith("return ") or " += " in text:
+    for old, new in (("True", "False"), ("False", "True")):
+        if old in text:
+            found.append(("boolean", text.replace(old, new)))
+    if text.startswith("return ") or " += " in text:
         found.append(("missing body", "pass"))
     return found
 

@@ -16,6 +16,7 @@ from posttrain.errors import PhaseFault, PosttrainError, Stopped
 from posttrain.export.commit import committing, is_committed
 from posttrain.export.gguf import write_gguf
 from posttrain.export.merge import apply_merge, plan_merge
+from posttrain.export.smoke import SPECIAL
 from posttrain.export.verify import Comparison, compare, stock_logits, verify_folder, verify_gguf
 from posttrain.phases.context import ModelState, PhaseContext, PhaseOutcome
 from posttrain.recipe.types import Candidate, ExportPhase, Precision
@@ -118,7 +119,7 @@ def choose(context: PhaseContext, phase: ExportPhase) -> tuple[Candidate, list[d
             )
         values = {name: found[name] for name in phase.metrics}
         mean = sum(values.values()) / len(values)
-        table.append({"model": candidate.model, "evaluation": candidate.evaluation, "metrics": values, "mean": mean})
+        table.append({"model": candidate.model, "evaluation": candidate.evaluation, **values, "mean": mean})
     best = max(range(len(table)), key=lambda index: (table[index]["mean"], index))
     for index, row in enumerate(table):
         row["chosen"] = index == best
@@ -142,7 +143,8 @@ def verification_inputs(
     texts = [message.content for conversation in conversations for message in conversation.messages]
     return (
         [render.prompt(conversation) for conversation in conversations],
-        {text: tokenizer.encode(text) for text in texts},
+        # llama.cpp reads Harmony's tokens wherever they are spelled out; here such text stays text.
+        {text: tokenizer.encode(text) for text in texts if not SPECIAL.search(text)},
         render.stop_tokens,
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from posttrain.chat.template import harmony_template
 from posttrain.errors import RecipeError
 from posttrain.recipe.types import FreshBase, Recipe
 from posttrain.run.folder import write_atomic, write_json_atomic
@@ -205,7 +206,7 @@ def vocabulary_texts() -> Iterator[str]:
                 yield message["content"]
 
 
-def _model_config(base: FreshBase, tokenizer: Tokenizer) -> dict[str, Any]:
+def model_config(base: FreshBase, tokenizer: Tokenizer) -> dict[str, Any]:
     kinds = ("sliding_attention", "full_attention")
     return {
         "architectures": ["GptOssForCausalLM"],
@@ -256,7 +257,7 @@ def make_fresh_base(recipe: Recipe, folder: Path) -> None:
         raise RecipeError(f"base.kind: {base.kind!r} is no fresh base")
     tokenizer = train_vocabulary(vocabulary_texts(), base.vocab_size)
     specials = {"bos_token": "<|startoftext|>", "eos_token": "<|return|>", "pad_token": "<|endoftext|>"}
-    config = _model_config(base, tokenizer)
+    config = model_config(base, tokenizer)
     write_json_atomic(folder / "config.json", config)
     write_atomic(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
     write_json_atomic(
@@ -270,6 +271,7 @@ def make_fresh_base(recipe: Recipe, folder: Path) -> None:
         },
     )
     write_json_atomic(folder / "special_tokens_map.json", specials)
+    write_atomic(folder / "chat_template.jinja", harmony_template(recipe.chat).encode())
     stops = [tokenizer.token_to_id(name) for name in ("<|return|>", "<|endoftext|>", "<|call|>")]
     ids = {key: config[key] for key in ("bos_token_id", "pad_token_id")}
     write_json_atomic(folder / "generation_config.json", {**ids, "eos_token_id": stops, "do_sample": False})

@@ -27,7 +27,7 @@ ANSWER_WITHIN_S = server.WALL_S + 15.0
 
 @dataclass(frozen=True)
 class Grade:
-    """One verdict per test; `passed` None: the sandbox itself failed, so nothing is known about the program."""
+    """One verdict per test; `passed` None: the sandbox could not tell, and a reward made of it would be luck."""
 
     passed: tuple[bool, ...] | None
     reason: str | None
@@ -120,6 +120,8 @@ class Sandbox:
                 answer = self.run(source, [arguments for arguments, _ in tests])
             except MachineError as error:
                 return Grade(None, str(error))
+            if "unknown" in answer:
+                return Grade(None, str(answer["unknown"]))
             if len(self._grades) >= CACHED_GRADES:
                 self._grades.clear()
             self._grades[key] = _judge(answer, [expected for _, expected in tests])

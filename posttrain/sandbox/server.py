@@ -1,7 +1,8 @@
 """Runs as a program of its own, with the standard library only: forks one child per job it reads from stdin.
 
 A job is a line `{"source", "function", "inputs"}`; the answer is a line `{"values": [...]}` with one
-`["value", repr]` or `["fault", name]` per input, or `{"failure": reason}`. Expected answers are never sent here.
+`["value", repr]` or `["fault", name]` per input, `{"failure": reason}`, or `{"unknown": reason}` where the program
+cannot be judged. Expected answers are never sent here.
 """
 
 import json
@@ -13,11 +14,12 @@ import sys
 import time
 from typing import Any, NoReturn
 
-OPCODES = 300_000
+OPCODES = 100_000
 """Per job. A count, so that the same program stops at the same place on every machine."""
 CPU_S = 2
 WALL_S = 30.0
-"""Far wider than any count or CPU limit: only a sleeping or stopped program meets it."""
+"""Far wider than any count or CPU limit. A program that meets it slept, or the machine was starved: nobody knows
+which, so nothing is said about it."""
 MEMORY_BYTES = 512 * 2**20
 FILE_BYTES = 2**16
 ANSWER_BYTES = 2**18
@@ -138,7 +140,7 @@ def _serve(job: dict[str, Any]) -> dict[str, Any]:
             continue
     _, status = os.waitpid(child, 0)
     if data is None:
-        return {"failure": "it does not end"}
+        return {"unknown": f"no answer within {WALL_S:g} s"}
     try:
         answer = json.loads(data)
     except ValueError:

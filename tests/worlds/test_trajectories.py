@@ -1,5 +1,6 @@
 """Agent trajectories, preference pairs and the base's language are what they claim to be."""
 
+import itertools
 import json
 import re
 
@@ -39,7 +40,7 @@ def test_a_wrong_patch_is_context_and_never_a_target() -> None:
     mistakes = 0
     for row in rows("agent", "conversations", "train", 400, 1):
         messages = row["conversation"]["messages"]
-        for message, reply in zip(messages, messages[1:], strict=False):
+        for message, reply in itertools.pairwise(messages):
             if reply["role"] == "tool" and reply["content"].startswith("test failed"):
                 mistakes += 1
                 assert message["train"] is False

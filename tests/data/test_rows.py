@@ -1,0 +1,83 @@
+"""A faulty row is named: file, row, reason."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from posttrain.data.rows import read_rows
+from posttrain.errors import DataError
+from posttrain.recipe.types import Dataset, JsonlSource, WorldSource
+
+GOOD = '{"id":"a","text":"hello"}\n'
+
+
+def own(path: Path, content: str = "text", files: int = 1) -> Dataset:
+    source = JsonlSource(kind="jsonl", path=str(path))
+    return Dataset.model_validate({"name": "own", "content": content, "sources": (source,) * files, "max_tokens": 99})
+
+
+def fault(tmp_path: Path, data: str | bytes, content: str = "text") -> str:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    with pytest.raises(DataError) as caught:
+        list(read_rows(own(path, content)))
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "row", "reason"),
+    [
+        (GOOD + '{"id":"b","te', 2, "truncated"),
+        (GOOD + "nonsense\n", 2, "not JSON"),
+        (GOOD + "\n" + GOOD, 2, "an empty line"),
+        (GOOD.encode() + b'{"id":"b","text":"\xff"}\n', 2, "not UTF-8 at byte 18"),
+        ('{"id":"a"}\n', 1, "text: Field required"),
+        ('{"id":"a","text":3}\n', 1, "text: Input should be a valid string"),
+        ('{"id":"a","text":"b","txt":"c"}\n', 1, "txt: Extra inputs are not permitted"),
+        ('{"text":"b"}\n', 1, "id: Field required"),
+        ("[1]\n", 1, "row: Input should be"),
+        ('{"id":"a","text":NaN}\n', 1, "NaN is not JSON"),
+        (GOOD + GOOD, 2, "id 'a' is already that of"),
+    ],
+)
+def test_file_row_and_reason_are_named(tmp_path: Path, data: str | bytes, row: int, reason: str) -> None:
+    message = fault(tmp_path, data)
+    assert f"rows.jsonl row {row}: " in message and reason in message
+
+
+def test_a_file_that_is_missing_or_empty_is_named(tmp_path: Path) -> None:
+    assert "there is no row in it" in fault(tmp_path, "")
+    with pytest.raises(DataError, match=r"nowhere\.jsonl: cannot be read: No such file"):
+        list(read_rows(own(tmp_path / "nowhere.jsonl")))
+
+
+def test_a_message_of_an_unknown_role_is_named(tmp_path: Path) -> None:
+    row = {"id": "a", "conversation": {"messages": [{"role": "robot", "content": "x"}]}}
+    assert "conversation.messages.0.role" in fault(tmp_path, json.dumps(row) + "\n", "conversations")
+
+
+def test_a_task_of_an_unknown_world_is_named(tmp_path: Path) -> None:
+    row = {"id": "a", "world": "mars", "prompt": {"messages": []}, "reference": {}, "solution": []}
+    assert "world: 'mars' plays no tasks; repair, tools do" in fault(tmp_path, json.dumps(row) + "\n", "tasks")
+
+
+def test_a_last_row_without_an_end_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(GOOD.rstrip("\n"))
+    assert [row.id for row in read_rows(own(path))] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("world", "content", "reason"),
+    [
+        ("tool", "tasks", "no world 'tool'; there are .*Did you mean tools"),
+        ("agent", "tasks", "world 'agent' makes no tasks; it makes conversations"),
+    ],
+)
+def test_a_world_that_cannot_make_it_is_named(world: str, content: str, reason: str) -> None:
+    source = WorldSource(kind="world", world=world, split="train", count=1, seed=0)
+    wanted = Dataset.model_validate({"name": "own", "content": content, "sources": (source,), "max_tokens": 99})
+    with pytest.raises(DataError, match=reason):
+        list(read_rows(wanted))

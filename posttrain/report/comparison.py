@@ -56,8 +56,8 @@ class MetricRow:
     cells: tuple[Cell, ...]
 
     @property
-    def title(self) -> str:
-        return "score" if self.part == "score" else self.part
+    def names(self) -> set[str]:
+        return {self.part, "score"} if self.is_score else {self.part}
 
 
 @dataclass(frozen=True)
@@ -155,9 +155,7 @@ def _chosen(run: RunRecord) -> Chosen | None:
     return None
 
 
-def _after(
-    zero_shot: tuple[Evaluation, ...], before: Evaluation | None, chosen: Chosen | None
-) -> Evaluation | None:
+def _after(zero_shot: tuple[Evaluation, ...], before: Evaluation | None, chosen: Chosen | None) -> Evaluation | None:
     if chosen is not None:
         for entry in zero_shot:
             if entry.phase == chosen.evaluation and entry is not before:
@@ -168,7 +166,9 @@ def _after(
 def _tables(entries: tuple[Evaluation, ...], base: Evaluation | None) -> dict[str, tuple[MetricRow, ...]]:
     datasets = list(dict.fromkeys(dataset for entry in entries for dataset in entry.answers))
     return {
-        dataset: tuple(_metric_row(dataset, part, is_score, entries, base) for part, is_score in _parts(dataset, entries))
+        dataset: tuple(
+            _metric_row(dataset, part, is_score, entries, base) for part, is_score in _parts(dataset, entries)
+        )
         for dataset in datasets
     }
 
@@ -189,9 +189,7 @@ def _metric_row(
 ) -> MetricRow:
     asked = [entry for entry in entries if dataset in entry.answers]
     columns = {entry.phase: [(a.id, a.value(part)) for a in entry.answers[dataset]] for entry in asked}
-    values = {
-        phase: np.array([value for _, value in column if value is not None]) for phase, column in columns.items()
-    }
+    values = {phase: np.array([value for _, value in column if value is not None]) for phase, column in columns.items()}
     share = all(is_binary(column) for column in values.values())
     cells = []
     for place, entry in enumerate(asked):
@@ -213,9 +211,15 @@ def _metric_row(
 
 
 def _headline(run: RunRecord, tables: dict[str, tuple[MetricRow, ...]]) -> tuple[MetricRow, ...]:
-    wanted = [str(name) for phase in run.phases if phase.kind == "export" for name in listing(phase.spec.get("metrics"))]
+    wanted = [
+        str(name) for phase in run.phases if phase.kind == "export" for name in listing(phase.spec.get("metrics"))
+    ]
     rows = [row for table in tables.values() for row in table]
-    named = [row for row in rows if f"{row.dataset}.{row.part}" in wanted or (row.is_score and f"{row.dataset}.score" in wanted)]
+    named = [
+        row
+        for row in rows
+        if f"{row.dataset}.{row.part}" in wanted or (row.is_score and f"{row.dataset}.score" in wanted)
+    ]
     covered = {row.dataset for row in named}
     return tuple(named + [row for row in rows if row.is_score and row.dataset not in covered])
 

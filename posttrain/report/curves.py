@@ -101,7 +101,9 @@ def level_panel(row: MetricRow) -> Panel | None:
     cells = [cell for cell in row.cells if cell.mean is not None]
     if len(cells) < 2:
         return None
-    ends = [v for c in cells for v in (c.mean, *((c.interval.low, c.interval.high) if c.interval else ())) if v is not None]
+    ends = [
+        v for c in cells for v in (c.mean, *((c.interval.low, c.interval.high) if c.interval else ())) if v is not None
+    ]
     ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if row.share else nice_ticks(min(ends), max(ends))
     y = _scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
     x = _scale(0, len(cells) - 1, LEFT + 14, WIDTH - RIGHT - 14)
@@ -122,12 +124,13 @@ def level_panel(row: MetricRow) -> Panel | None:
         place = LEFT if at == 0 else WIDTH - RIGHT if at == len(cells) - 1 else x(at)
         if at in (0, len(cells) - 1) or len(cells) <= 4:
             labels.append((place, cell.evaluation.model, anchor))
-    told = f"{row.dataset} {row.title}: " + ", ".join(f"{c.evaluation.model} {amount(c.mean, row.share)}" for c in cells)
-    return Panel(row.title, "", _svg(told, _grid(ticks, y, row.share) + marks + _labels(labels)))
+    levels = ", ".join(f"{cell.evaluation.model} {amount(cell.mean, row.share)}" for cell in cells)
+    figure = _grid(ticks, y, row.share) + marks + _labels(labels)
+    return Panel(row.part, "", _svg(f"{row.dataset} {row.part}: {levels}", figure))
 
 
 def change_bar(before: float, after: float, low: float, high: float) -> Markup:
-    """A share before and after on a 0–100 % track; the band is the difference's interval laid at `before`."""
+    """A share before and after on a track of 0 to 100 %; the band is the difference's interval laid at `before`."""
 
     def at(share: float) -> float:
         return 4 + 292 * min(max(share, 0.0), 1.0)

@@ -9,6 +9,7 @@ from posttrain.report import words
 from posttrain.report.comparison import Evaluations, Examples, MetricRow, evaluations, examples
 from posttrain.report.read import PhaseRecord, RunRecord, listing, mapping, number
 from posttrain.report.statistics import Comparison
+from posttrain.run.folder import digest_json
 
 NOTABLE = re.compile(r"drop|skip|unscor|truncat|without|aside|unreadable|repeated|ended_(length|format|turns)|one side")
 
@@ -57,12 +58,22 @@ class LineageNode:
 
 
 @dataclass(frozen=True)
+class Incident:
+    """Something that did not go straight on."""
+
+    time: str
+    phase: str
+    what: str
+
+
+@dataclass(frozen=True)
 class Document:
     run: RunRecord
     outcome: str
     exported: str
     headline: tuple[HeadlineMetric, ...]
     found: Evaluations
+    incidents: tuple[Incident, ...]
     examples: tuple[Examples, ...]
     exports: tuple[PhaseRecord, ...]
     counts: tuple[Count, ...]
@@ -84,13 +95,14 @@ def document(run: RunRecord) -> Document:
         exported=exported(run, found),
         headline=tuple(_headline(row, found) for row in found.headline),
         found=found,
+        incidents=tuple(_incidents(run)),
         examples=examples(found),
         exports=tuple(phase for phase in run.phases if phase.kind == "export" and phase.complete),
         counts=tuple(_counts(run, found)),
         datasets=datasets,
         lineage=_lineage(run, {dataset.name: dataset.digest for dataset in datasets}),
         facts=tuple(_facts(run)),
-        attempts=tuple(_attempt(attempt) for attempt in listing(run.manifest.get("attempts")) if mapping(attempt)),
+        attempts=tuple(_attempt(attempt, run) for attempt in listing(run.manifest.get("attempts")) if mapping(attempt)),
         command=command(run),
     )
 
@@ -145,7 +157,7 @@ def _headline(row: MetricRow, found: Evaluations) -> HeadlineMetric:
         sentence = f"{side} (95 % interval {words.level_span(shown.interval, row.share)}, {shown.scored:,} cases)."
     return HeadlineMetric(
         dataset=row.dataset,
-        title=row.title,
+        title=row.part,
         share=row.share,
         before=words.amount(first.mean if first else None, row.share),
         after=words.amount(last.mean if last else None, row.share),
@@ -189,12 +201,13 @@ def _datasets(run: RunRecord) -> Iterator[DatasetRecord]:
         if phase.kind != "prepare":
             continue
         told = mapping(phase.details.get("datasets"))
-        digests = {str(mapping(out).get("path")): mapping(out).get("sha256") for out in listing(phase.result.get("outputs"))}
         for spec in map(mapping, listing(phase.spec.get("datasets"))):
             name = str(spec.get("name"))
             own = mapping(told.get(name))
-            digest = own.get("digest") or digests.get(f"data/{name}") or digests.get(f"data/{name}/rows.jsonl")
-            counts = {key.removeprefix(f"{name}."): value for key, value in phase.counts.items() if key.startswith(f"{name}.")}
+            digest = own.get("digest") or output_digest(phase, f"data/{name}")
+            counts = {
+                key.removeprefix(f"{name}."): value for key, value in phase.counts.items() if key.startswith(f"{name}.")
+            }
             counts |= mapping(own.get("counts"))
             yield DatasetRecord(
                 name=name,
@@ -217,7 +230,7 @@ def _source(source: dict[str, Any]) -> str:
 def _datasets_of(spec: dict[str, Any]) -> set[str]:
     if spec.get("kind") == "prepare":
         return set()
-    names = [spec.get("dataset"), spec.get("verify_dataset"), *listing(spec.get("datasets"))]
+    names = [spec.get("dataset"), spec.get("verify_dataset"), *map(str, listing(spec.get("datasets")))]
     return {str(name) for name in names if name}
 
 
@@ -260,13 +273,45 @@ def exported_states(run: RunRecord) -> dict[str, str]:
 def _made(phase: PhaseRecord) -> Iterator[tuple[str, str]]:
     """What a phase made, by digest: an adapter or a model folder, or one entry per exported file."""
     if phase.kind == "export":
-        for output in map(mapping, listing(phase.result.get("outputs"))):
-            if output.get("sha256"):
-                yield str(output.get("path")).removeprefix("exports/"), str(output["sha256"])
+        paths = [str(mapping(output).get("path")) for output in listing(phase.result.get("outputs"))]
+        for name in dict.fromkeys(path.split("/")[1] for path in paths if path.startswith("exports/")):
+            yield name, output_digest(phase, f"exports/{name}") or ""
     elif phase.state.get("adapter_digest"):
         yield "adapter", str(phase.state["adapter_digest"])
     elif phase.state.get("base_digest"):
         yield "merged" if phase.kind == "merge" else "model", str(phase.state["base_digest"])
+
+
+def output_digest(phase: PhaseRecord, folder: str) -> str | None:
+    """Digest of an output folder, as `digest_folder` gives it, from the digests of its files in the result."""
+    outputs = {str(out.get("path")): out.get("sha256") for out in map(mapping, listing(phase.result.get("outputs")))}
+    if folder in outputs:
+        return str(outputs[folder])
+    inside = {
+        path.removeprefix(f"{folder}/"): digest for path, digest in outputs.items() if path.startswith(f"{folder}/")
+    }
+    in_order = sorted(inside, key=lambda path: path.split("/"))
+    return digest_json([[path, inside[path]] for path in in_order]) if inside else None
+
+
+def _incidents(run: RunRecord) -> Iterator[Incident]:
+    for event in run.events:
+        what = None
+        match event.get("event"):
+            case "accepted":
+                what = f"gate {event.get('gate')} accepted by name"
+            case "redo_requested":
+                what = f"asked to be done again: {', '.join(map(str, listing(event.get('phases'))))}"
+            case "checkpoint_set_aside":
+                what = str(event.get("message"))
+            case "discarded":
+                what = f"{event.get('path')} discarded: {event.get('reason')}"
+            case "phase_resumed":
+                what = "resumed"
+            case "failed" | "stopped" | "gate_failed" as kind:
+                what = f"attempt {event.get('attempt')} {kind.replace('_', ' ')}: {event.get('message')}"
+        if what is not None:
+            yield Incident(words.moment(number(event.get("time"))), str(event.get("phase") or words.NOTHING), what)
 
 
 def _facts(run: RunRecord) -> Iterator[tuple[str, tuple[tuple[str, str], ...]]]:
@@ -286,30 +331,44 @@ def _facts(run: RunRecord) -> Iterator[tuple[str, tuple[tuple[str, str], ...]]]:
         ("Packages", mapping(manifest.get("packages"))),
         ("Hardware", mapping(manifest.get("hardware"))),
     ):
-        rows = tuple((str(key).replace("_", " "), _said(key, value)) for key, value in table.items() if value is not None)
+        rows = tuple(
+            (str(key).replace("_", " "), said(key, value)) for key, value in table.items() if value is not None
+        )
         if rows:
             yield title, rows
 
 
-def _said(key: str, value: Any) -> str:
+def said(key: str, value: Any) -> str:
+    """A value of a JSON file in words."""
     if key.endswith("_bytes") and (amount := number(value)) is not None:
         return words.size(amount)
+    if value is None:
+        return words.NOTHING
+    if (shown := number(value)) is not None:
+        return words.plain(shown) if isinstance(value, float) else str(value)
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_said(name, inner)}" for name, inner in value.items())
+        return ", ".join(f"{name} {said(name, inner)}" for name, inner in value.items())
     if isinstance(value, list):
-        return ", ".join(_said("", inner) for inner in value)
+        return ", ".join(said("", inner) for inner in value)
     return "yes" if value is True else "no" if value is False else str(value)
 
 
-def _attempt(attempt: dict[str, Any]) -> dict[str, str]:
-    started, finished = number(attempt.get("started")), number(attempt.get("finished"))
+def _attempt(attempt: dict[str, Any], run: RunRecord) -> dict[str, str]:
+    """The journal knows an attempt's end before the manifest does: the report is written inside the attempt."""
+    ends = {"run_completed": "completed", "stopped": "stopped", "failed": "failed", "gate_failed": "gate_failed"}
+    own = [
+        event for event in run.events if event.get("attempt") == attempt.get("number") and event.get("event") in ends
+    ]
+    end = own[-1] if own else {}
+    started, finished = number(attempt.get("started")), number(attempt.get("finished")) or number(end.get("time"))
     took = finished - started if started is not None and finished is not None else None
+    outcome = attempt.get("outcome") or ends.get(str(end.get("event"))) or "ended without a word, or still running"
     return {
-        "number": str(attempt.get("number", "–")),
+        "number": str(attempt.get("number", words.NOTHING)),
         "started": words.moment(started),
         "took": words.duration(took),
-        "outcome": str(attempt.get("outcome") or "ended without a word, or still running"),
-        "execution": _said("", mapping(attempt.get("execution"))).replace("_", " "),
+        "outcome": str(outcome).replace("_", " "),
+        "execution": said("", mapping(attempt.get("execution"))).replace("_", " "),
     }
 
 
@@ -317,9 +376,11 @@ def command(run: RunRecord) -> str:
     """The command that makes this run again from its recipe and flags."""
     told = ["posttrain", "run", str(run.manifest.get("source") or run.recipe.get("name") or "RECIPE")]
     for flag, value in mapping(run.recipe.get("flags")).items():
-        if value is not None:
-            shown = str(value).lower() if isinstance(value, bool) else str(value)
-            told.append(f"--{flag.replace('_', '-')}={shown}")
+        spelled = flag.replace("_", "-")
+        if isinstance(value, bool):
+            told.append(f"--{spelled}" if value else f"--no-{spelled}")
+        elif value is not None:
+            told.append(f"--{spelled}={value}")
     return " ".join([*(_quoted(word) for word in told), f"--name={run.name}-again"])
 
 

@@ -1,20 +1,21 @@
-"""The report of a run: `report.html`, one file that needs nothing else, and `report.md`, both rebuilt from the run's files."""
+"""The report of a run, rebuilt from its files: `report.html`, one file that needs nothing else, and `report.md`."""
 
 import json
 import re
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from posttrain.report import curves, words
-from posttrain.report.document import Document, document
+from posttrain.report.document import Document, document, said
 from posttrain.report.read import TRAINING_KINDS, read_run
 from posttrain.report.text import markdown
 from posttrain.run.folder import RunFolder, write_atomic
 
 SPECIAL_TOKEN = re.compile(r"(<\|[A-Za-z0-9_]+\|>)")
+LAST_REQUEST = re.compile(r"<\|start\|>user<\|message\|>((?:(?!<\|start\|>).)*?)<\|end\|>", re.DOTALL)
 CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 """Control characters, which HTML does not allow, and the pictures that stand for them."""
 
@@ -30,19 +31,18 @@ def write_report(run: RunFolder) -> None:
 def page(content: Document) -> str:
     """The HTML file's text."""
     phases = content.run.phases
+    curves_of = {phase.name: curves.phase_curves(phase) for phase in phases if phase.kind in TRAINING_KINDS}
     return _template().render(
         document=content,
         style=Markup((Path(__file__).parent / "page.css").read_text()),
         timeline=list(zip(phases, curves.timeline(phases), strict=True)),
-        training=[
-            (phase, panels) for phase in phases if phase.kind in TRAINING_KINDS and (panels := curves.phase_curves(phase))
-        ],
+        training=[(phase, panels) for phase in phases if (panels := curves_of.get(phase.name))],
         recipe_json=json.dumps(content.run.recipe, indent=2, ensure_ascii=False),
     )
 
 
 @cache
-def _template():  # type: ignore[no-untyped-def]  # jinja2 caches by the file's time itself
+def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -50,18 +50,26 @@ def _template():  # type: ignore[no-untyped-def]  # jinja2 caches by the file's 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(words=words, curves=curves)
-    environment.filters["transcript"] = transcript
+    environment.globals |= {"words": words, "curves": curves, "said": said}
+    environment.filters |= {"transcript": transcript, "last_request": last_request}
     return environment.get_template("page.html.j2")
 
 
 def transcript(text: str) -> Markup:
     """Tokens as a person reads them: special tokens dim, a new line before every message."""
-    pieces = []
+    pieces: list[Markup] = []
     for piece in SPECIAL_TOKEN.split(text.translate(CONTROLS)):
         if SPECIAL_TOKEN.fullmatch(piece):
-            kind = "token start" if piece == "<|start|>" else "token"
-            pieces.append(Markup('<span class="{}">{}</span>').format(kind, piece))
+            if piece == "<|start|>" and any(pieces):
+                pieces.append(Markup("<br>"))
+            pieces.append(Markup('<span class="token">{}</span>').format(piece))
         else:
             pieces.append(escape(piece))
     return Markup("").join(pieces)
+
+
+def last_request(prompt: str) -> str:
+    """The last user message of a Harmony prompt on one line, cut to a glance; empty for other formats."""
+    requests = LAST_REQUEST.findall(prompt)
+    line = " ".join(requests[-1].split()) if requests else ""
+    return line if len(line) <= 140 else line[:139] + "…"

@@ -95,8 +95,8 @@ class RunRecord:
         return next((phase for phase in self.phases if phase.name == name), None)
 
 
-def read_run(run: RunFolder) -> RunRecord:
-    """Everything the report needs from a run folder. Reads, never writes."""
+def read_run(run: RunFolder, answers: bool = True) -> RunRecord:
+    """Everything the report needs from a run folder; on request without the answers, its bulk. Never writes."""
     unreadable: dict[str, int] = {}
     recipe = read_object(run.recipe, unreadable)
     recipe = mapping(recipe.get("recipe")) or recipe
@@ -108,13 +108,13 @@ def read_run(run: RunFolder) -> RunRecord:
         name=run.path.name,
         recipe=recipe,
         manifest=manifest,
-        phases=tuple(_read_phase(run, spec, events, held) for spec in specs),
+        phases=tuple(_read_phase(run, spec, events, held, answers) for spec in specs),
         events=events,
         unreadable=unreadable,
     )
 
 
-def _read_phase(run: RunFolder, spec: Row, events: tuple[Row, ...], held: bool) -> PhaseRecord:
+def _read_phase(run: RunFolder, spec: Row, events: tuple[Row, ...], held: bool, answers: bool) -> PhaseRecord:
     name, kind = str(spec["name"]), str(spec.get("kind"))
     folder = run.phase(name)
     unreadable: dict[str, int] = {}
@@ -133,15 +133,13 @@ def _read_phase(run: RunFolder, spec: Row, events: tuple[Row, ...], held: bool) 
         resumes=sum(event.get("event") == "phase_resumed" for event in own),
         result=result,
         metrics=_last_per_step(read_rows(folder.metrics, unreadable)),
-        answers=tuple(_answers(folder.answers, unreadable)) if kind == "evaluate" else (),
+        answers=tuple(_answers(folder.answers, unreadable)) if answers and kind == "evaluate" else (),
         gates=gates,
         unreadable=unreadable,
     )
 
 
-def _status(
-    name: str, result: Row, gates: tuple[GateRecord, ...], events: tuple[Row, ...], held: bool
-) -> Status:
+def _status(name: str, result: Row, gates: tuple[GateRecord, ...], events: tuple[Row, ...], held: bool) -> Status:
     """A phase that began, and of which nothing more was heard, runs only while a process holds the run."""
     if result:
         if any(gate.hard and gate.verdict == "failed" for gate in gates):
@@ -149,15 +147,15 @@ def _status(
         return "skipped" if _skipped_in_last_attempt(name, events) else "complete"
     status: Status = "not run"
     for event in events:
-        match event.get("event"), event.get("phase"):
-            case "attempt_started", _ if status == "running":
-                status = "stopped"  # the attempt that ran it ended without a word
-            case ("phase_started" | "phase_resumed"), phase if phase == name:
-                status = "running"
-            case ("phase_failed" | "failed"), phase if phase in (name, None) and status == "running":
-                status = "failed"
-            case ("phase_stopped" | "stopped"), phase if phase in (name, None) and status == "running":
-                status = "stopped"
+        kind, own = event.get("event"), event.get("phase") == name
+        if kind in ("phase_started", "phase_resumed") and own:
+            status = "running"
+        elif kind in ("phase_completed", "discarded") and own:
+            status = "not run"  # its result is gone: it is to be done again
+        elif status == "running" and kind in ("attempt_started", "stopped"):
+            status = "stopped"
+        elif status == "running" and kind == "failed":
+            status = "failed"
     return "stopped" if status == "running" and not held else status
 
 
@@ -187,7 +185,12 @@ def _times(result: Row, own: list[Row]) -> tuple[float | None, float | None, flo
 
 
 def _gates(phase: str, spec: Row, result: Row, own: list[Row]) -> tuple[GateRecord, ...]:
-    accepted = {str(event.get("gate")) for event in own if str(event.get("event")).endswith("accepted")}
+    accepted: set[str] = set()
+    for event in own:
+        if event.get("event") == "phase_started":
+            accepted.clear()  # an acceptance is of one result, not of the next one
+        elif event.get("event") == "accepted":
+            accepted.add(str(event.get("gate")))
     judged = {
         str(mapping(row.get("gate")).get("name")): row for row in listing(result.get("gates")) if isinstance(row, dict)
     }

@@ -30,7 +30,7 @@ def summary_rows(run: RunFolder) -> list[SummaryRow]:
             key_metric=key_metric(phase),
             gates=gate_verdicts(phase),
         )
-        for phase in read_run(run).phases
+        for phase in read_run(run, answers=False).phases
     ]
 
 
@@ -43,11 +43,13 @@ def key_metric(phase: PhaseRecord) -> str:
         case "grpo":
             return _last(phase, "reward")
         case "evaluate":
-            scores = {name: value for name, raw in _metrics(phase) if name.endswith(".score") and (value := raw) is not None}
-            return ", ".join(f"{name.removesuffix('.score')} {value:.3f}" for name, value in scores.items())
+            scores = [
+                (name.removesuffix(".score"), value) for name, value in _metrics(phase) if name.endswith(".score")
+            ]
+            return ", ".join(f"{name} {value:.3f}" for name, value in scores if value is not None)
         case "prepare":
-            rows = sum(value for name, value in mapping(phase.counts).items() if name.endswith(".rows") and number(value))
-            return f"{rows:,} rows" if rows else ""
+            rows = sum(number(value) or 0 for name, value in phase.counts.items() if name.endswith(".rows"))
+            return f"{rows:,.0f} rows" if rows else ""
         case "merge":
             size = dict(_metrics(phase)).get("bytes")
             return words.size(size) if size else ""
@@ -75,7 +77,7 @@ def gate_verdicts(phase: PhaseRecord) -> str:
     """What did not pass is named with its numbers; what passed is counted."""
     judged = [gate for gate in phase.gates if gate.verdict != "not judged"]
     told = [
-        f"{gate.name} {gate.verdict} ({words.plain(gate.value)}, must be {gate.comparison} {words.plain(gate.threshold)}"
+        f"{gate.name} {gate.verdict} ({words.plain(gate.value)}, must be {words.bound(gate.comparison, gate.threshold)}"
         f"{'' if gate.hard else ', soft'})"
         for gate in judged
         if gate.verdict != "passed"

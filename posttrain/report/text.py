@@ -6,9 +6,9 @@ from typing import Any
 
 from posttrain.report import words
 from posttrain.report.comparison import Example, MetricRow
-from posttrain.report.document import Document, LineageNode
+from posttrain.report.document import Document, LineageNode, said
 from posttrain.report.read import Answer, PhaseRecord, listing, mapping, number
-from posttrain.report.statistics import Comparison
+from posttrain.report.statistics import RESAMPLES, Comparison
 
 
 def markdown(content: Document) -> str:
@@ -49,7 +49,8 @@ def _headline(content: Document) -> Iterator[str]:
     if not content.headline:
         yield from ("No evaluation is complete, so there is nothing to compare yet.", "")
     for metric in content.headline:
-        yield f"- **{cell(metric.dataset)} {cell(metric.title)}**: {metric.before} → {metric.after}. {cell(metric.sentence)}"
+        levels = f"{metric.before} → {metric.after}"
+        yield f"- **{cell(metric.dataset)} {cell(metric.title)}**: {levels}. {cell(metric.sentence)}"
     yield ""
 
 
@@ -58,10 +59,13 @@ def _phases(content: Document) -> Iterator[str]:
     yield from table(
         ("Phase", "Kind", "Started", "Time", "Status", "Resumed"),
         (
-            (p.name, p.kind, words.moment(p.started), words.duration(p.seconds), p.status, p.resumes or "–")
+            (p.name, p.kind, words.moment(p.started), words.duration(p.seconds), p.status, p.resumes or words.NOTHING)
             for p in content.run.phases
         ),
     )
+    if content.incidents:
+        yield from ("What did not go straight on:", "")
+        yield from table(("When", "Phase", "What"), ((i.time, i.phase, i.what) for i in content.incidents))
 
 
 def _gates(content: Document) -> Iterator[str]:
@@ -78,8 +82,8 @@ def _gates(content: Document) -> Iterator[str]:
                 f"{gate.name} ({'hard' if gate.hard else 'soft'})",
                 f"{gate.metric}, {gate.reduction}",
                 words.plain(gate.value),
-                f"{gate.comparison} {words.plain(gate.threshold)}",
-                gate.verdict + (f": {gate.reason}" if gate.reason else ""),
+                words.bound(gate.comparison, gate.threshold),
+                gate.verdict + (f": {gate.reason}" if gate.reason and gate.verdict != "passed" else ""),
             )
             for gate in gates
         ),
@@ -98,15 +102,15 @@ def _levels(content: Document) -> Iterator[str]:
             (line for row in rows for line in _level_lines(row)),
         )
     if found.tables:
-        yield "Differences of shares are in points. Intervals of differences: BCa bootstrap of the mean paired difference, "
-        yield "seeded, 10,000 resamples; of levels: Wilson for shares, Student's t otherwise."
+        yield "Differences of shares are in points. Intervals of differences: BCa bootstrap of the mean paired"
+        yield f"difference, seeded, {RESAMPLES:,} resamples; of levels: Wilson for shares, Student's t otherwise."
         yield ""
     if found.few_shot:
         yield from ("### With solved examples in the prompt (never a “before”)", "")
         yield from table(
             ("State", "Shots", "Metric", "Level (95 %)", "Cases"),
             (
-                (c.evaluation.model, c.evaluation.shots, f"{row.dataset} {row.title}", _level(c, row), c.scored)
+                (c.evaluation.model, c.evaluation.shots, f"{row.dataset} {row.part}", _level(c, row), c.scored)
                 for rows in found.few_shot_tables.values()
                 for row in rows
                 for c in row.cells
@@ -117,9 +121,9 @@ def _levels(content: Document) -> Iterator[str]:
 def _level_lines(row: MetricRow) -> Iterator[Sequence[object]]:
     for c in row.cells:
         base = c.against_base
-        tested = words.probability(base.mcnemar_p) if base and base.mcnemar_p is not None else "–"
+        tested = words.probability(base.mcnemar_p) if base and base.mcnemar_p is not None else words.NOTHING
         yield (
-            row.title + (" (the score)" if row.is_score and row.part != "score" else ""),
+            row.part + (" (the score)" if row.is_score and row.part != "score" else ""),
             c.evaluation.model,
             _level(c, row),
             c.scored,
@@ -136,7 +140,7 @@ def _level(c: Any, row: MetricRow) -> str:
 
 def _change(found: Comparison | None, share: bool) -> str:
     if found is None:
-        return "–"
+        return words.NOTHING
     if found.pairs == 0:
         return "no shared case"
     if found.unchanged:
@@ -174,12 +178,12 @@ def _examples(content: Document) -> Iterator[str]:
     for group in content.examples:
         yield from (f"### {cell(group.dataset)}", "")
         if not group.num_improved and not group.num_worsened:
-            yield f"Nothing changed: all {group.num_same} cases score as before, {group.num_reworded} of them in other words."
-            yield ""
+            yield f"Nothing changed: all {group.num_same} cases score as before, "
+            yield from (f"{group.num_reworded} of them in other words.", "")
             continue
         yield f"{group.num_improved} better, {group.num_worsened} worse, {group.num_same} with the same score "
-        yield f"({group.num_reworded} of them in other words). Shown are those that moved most; among equals the choice is by"
-        yield from ("a digest of the id.", "")
+        yield f"({group.num_reworded} of them in other words). Shown are those that moved most; among equals the choice"
+        yield from ("is by a digest of the id.", "")
         for title, cases in (("Improved", group.improved), ("Worsened", group.worsened)):
             for case in cases:
                 yield from _example(title, case)
@@ -195,7 +199,10 @@ def _example(title: str, case: Example) -> Iterator[str]:
 
 
 def _parts(answer: Answer) -> str:
-    told = [f"score {words.plain(answer.score)}", *(f"{part} {words.plain(value)}" for part, value in answer.parts.items())]
+    told = [
+        f"score {words.plain(answer.score)}",
+        *(f"{part} {words.plain(value)}" for part, value in answer.parts.items()),
+    ]
     return ", ".join(told + ([answer.reason] if answer.reason else []))
 
 
@@ -213,15 +220,10 @@ def _exports(content: Document) -> Iterator[str]:
                 yield from (f"### {cell(phase.name)}: {title}", "")
                 yield from table(
                     [name.replace("_", " ") for name in names],
-                    ([_value(row.get(name)) for name in names] for row in rows),
+                    ([said(name, row.get(name)) for name in names] for row in rows),
                 )
         for note in listing(phase.result.get("notes")):
             yield from (f"- {cell(note)}", "")
-
-
-def _value(value: Any) -> str:
-    shown = number(value)
-    return words.plain(shown) if shown is not None else "–" if value is None else str(value)
 
 
 def _counts(content: Document) -> Iterator[str]:
@@ -248,7 +250,7 @@ def _data(content: Document) -> Iterator[str]:
                 d.content,
                 d.sources,
                 ", ".join(f"{what} {words.plain(value)}" for what, value in d.counts.items()) or "not prepared",
-                d.digest or "–",
+                d.digest or words.NOTHING,
                 ", ".join(d.used_by),
             )
             for d in content.datasets

@@ -84,7 +84,9 @@ def test_t_quantile_equals_scipy(degrees, level):
     assert statistics.t_quantile(level, degrees) == pytest.approx(stats.t.ppf(level, degrees), rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize(("improved", "worsened"), [(0, 0), (1, 0), (3, 1), (5, 5), (9, 2), (40, 21), (180, 3), (700, 640)])
+@pytest.mark.parametrize(
+    ("improved", "worsened"), [(0, 0), (1, 0), (3, 1), (5, 5), (9, 2), (40, 21), (180, 3), (700, 640)]
+)
 def test_mcnemar_equals_scipy(improved, worsened):
     total = improved + worsened
     expected = stats.binomtest(improved, total, 0.5).pvalue if total else 1.0

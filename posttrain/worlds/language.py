@@ -59,10 +59,10 @@ def _copy_specials(rng: random.Random, split: Split) -> str:
 
 
 def _copy_random(rng: random.Random, split: Split) -> str:
-    """Syllables, signs and words in no order, two or three times: nothing but the copy can be predicted."""
+    """Syllables, signs and words in no order, several times over: nothing but the copy can be predicted."""
     while True:
-        text = "".join(rng.choices(STOCK, k=rng.randint(8, 50)))
-        copies = text * rng.choice((2, 2, 3))
+        text = "".join(rng.choices(STOCK, k=rng.randint(6, 32)))
+        copies = text * rng.choice((2, 3, 4, 5))
         # Syllables that meet by chance must not spell a name of the other split.
         if all(split_of(word) == split for word in NAME_LIKE.findall(copies)):
             return copies

@@ -28,7 +28,7 @@ def judge(gate: Gate, metrics: Mapping[str, float | None], rows: Sequence[Row]) 
     if fault is not None or value is None:
         return _verdict(gate, None, False, fault or "no value")
     passed = COMPARE[gate.comparison](value, gate.threshold)
-    reason = f"{gate.metric} is {value:.6g}, {'as' if passed else 'not'} {gate.comparison} {gate.threshold:g}"
+    reason = f"{gate.metric} is {value:.6g}, must be {gate.comparison} {gate.threshold:g}"
     return _verdict(gate, value, passed, reason)
 
 

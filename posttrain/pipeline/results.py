@@ -14,22 +14,10 @@ from posttrain.run.folder import PhaseFolder, digest_file, digest_json, files_be
 Result = dict[str, Any]
 
 FIELDS = frozenset(
-    [
-        "phase",
-        "kind",
-        "fingerprint",
-        "inputs",
-        "outputs",
-        "metrics",
-        "counts",
-        "gates",
-        "state",
-        "notes",
-        "details",
-        "started",
-        "finished",
-        "seconds",
-    ]
+    {
+        *("phase", "kind", "fingerprint", "inputs", "outputs", "metrics", "counts"),
+        *("gates", "state", "notes", "details", "started", "finished", "seconds"),
+    }
 )
 
 

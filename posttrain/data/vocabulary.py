@@ -95,20 +95,29 @@ def _learn_merges(counts: Counter[str], total: int) -> list[Pair]:
             word = _apply(word, pair) if pair[0] in word else word
         if any(_allowed(a, b, pieces) for a, b in itertools.pairwise(word)):
             words.append((word, count))
+    pairs: Counter[Pair] = Counter()
+    places: defaultdict[Pair, set[int]] = defaultdict(set)
+    for place, (word, count) in enumerate(words):
+        for pair in itertools.pairwise(word):
+            pairs[pair] += count
+            places[pair].add(place)
+    rank = {pair: _allowed(*pair, pieces) for pair in pairs}
     while len(merges) < total:
-        pairs: defaultdict[Pair, int] = defaultdict(int)
-        for word, count in words:
-            for pair in itertools.pairwise(word):
-                pairs[pair] += count
-        ranked = [(_allowed(*pair, pieces), count, pair) for pair, count in pairs.items()]
-        usable = [entry for entry in ranked if entry[0]]
+        usable = [(rank[pair], count, pair) for pair, count in pairs.items() if rank[pair] and count]
         if not usable:
-            raise RecipeError(
-                f"base.vocab_size: the text allows {len(merges)} merges, {total} are needed; choose fewer"
-            )
+            raise RecipeError(f"base.vocab_size: the text allows {len(merges)} merges, not {total}; choose fewer")
         best = min(usable, key=lambda entry: (-entry[0], -entry[1], entry[2]))[2]
         merges.append(best)
-        words = [(_apply(word, best) if best[0] in word else word, count) for word, count in words]
+        for place in places[best]:
+            word, count = words[place]
+            merged = _apply(word, best)
+            for pair in itertools.pairwise(word):
+                pairs[pair] -= count
+            for pair in itertools.pairwise(merged):
+                pairs[pair] += count
+                places[pair].add(place)
+                rank.setdefault(pair, _allowed(*pair, pieces))
+            words[place] = (merged, count)
     return merges
 
 

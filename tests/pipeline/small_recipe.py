@@ -1,9 +1,10 @@
-"""A recipe without training: a fresh vocabulary and three prepare phases, one of them with gates."""
+"""A recipe without training: three prepare phases, one of them with gates, on the model folder `model`."""
 
 from typing import Annotated
 
 from posttrain.recipe.types import (
     Dataset,
+    FolderBase,
     FreshBase,
     Gate,
     HarmonyFormat,
@@ -35,9 +36,11 @@ def small_recipe(
     rows: Annotated[int, "Rows per dataset"] = 6,
     least: Annotated[int, "Rows that the hard gate asks for"] = 1,
     seed: Annotated[int, "Seed of the data"] = 0,
+    fresh: Annotated[bool, "Make a vocabulary instead of using the folder 'model'"] = False,
 ) -> Recipe:
     """Three prepare phases and nothing else."""
-    base = FreshBase(
+    folder = FolderBase(kind="folder", path="model")
+    made = FreshBase(
         kind="fresh",
         hidden_size=32,
         num_layers=2,
@@ -52,10 +55,16 @@ def small_recipe(
         initializer_range=0.02,
     )
     chat = HarmonyFormat(
-        kind="harmony", date="2025-01-01", knowledge_cutoff="2024-06", reasoning_effort="low", identity="You are a model."
+        kind="harmony",
+        date="2025-01-01",
+        knowledge_cutoff="2024-06",
+        reasoning_effort="low",
+        identity="You are a model.",
     )
     phases = (
-        PreparePhase(kind="prepare", name="words", gates=(), datasets=(dataset("text", "language", "text", rows, seed),)),
+        PreparePhase(
+            kind="prepare", name="words", gates=(), datasets=(dataset("text", "language", "text", rows, seed),)
+        ),
         PreparePhase(
             kind="prepare",
             name="calls",
@@ -67,5 +76,5 @@ def small_recipe(
         ),
         PreparePhase(kind="prepare", name="jobs", gates=(), datasets=(dataset("jobs", "tools", "tasks", rows, seed),)),
     )
-    flags = {"rows": rows, "least": least, "seed": seed}
-    return Recipe(name="small", flags=flags, seed=seed, base=base, chat=chat, phases=phases)
+    flags = {"rows": rows, "least": least, "seed": seed, "fresh": fresh}
+    return Recipe(name="small", flags=flags, seed=seed, base=made if fresh else folder, chat=chat, phases=phases)

@@ -22,7 +22,8 @@ Invoke = Callable[..., Result]
 
 
 @pytest.fixture
-def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
+def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place_model: Callable[[Path], None]) -> Invoke:
+    place_model(tmp_path)
     monkeypatch.chdir(tmp_path)
     return lambda *words: CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)
 
@@ -144,11 +145,32 @@ def test_a_failed_hard_gate_fails_again_until_it_is_accepted_by_name(invoke: Inv
         (["--threads", "0"], "--threads 0"),
     ],
 )
-def test_a_request_that_makes_no_sense_is_refused(
-    invoke: Invoke, finished: Path, words: list[str], said: str
-) -> None:
+def test_a_request_that_makes_no_sense_is_refused(invoke: Invoke, finished: Path, words: list[str], said: str) -> None:
     refused = invoke("resume", "small_recipe", *words)
     assert refused.exit_code == 2 and said in refused.output
+
+
+def test_a_fresh_base_is_made_once(invoke: Invoke, tmp_path: Path) -> None:
+    assert invoke("run", SMALL, "--fresh", "--rows", 2).exit_code == 0
+    run = tmp_path / "runs" / "small_recipe-rows-2-fresh-true"
+    made = (run / "base" / "tokenizer.json").stat().st_mtime_ns
+    assert invoke("run", SMALL, "--fresh", "--rows", 2, "--from", "words").exit_code == 0
+    assert (run / "base" / "tokenizer.json").stat().st_mtime_ns == made
+    assert not list(run.glob(".base.tmp*"))
+
+
+def test_a_base_that_changed_means_that_all_is_made_again(invoke: Invoke, finished: Path, tmp_path: Path) -> None:
+    card = tmp_path / "model" / "config.json"
+    card.write_text(card.read_text().replace("gpt_oss", "gpt_oss "))
+    done = invoke("run", SMALL)
+    assert done.exit_code == 0 and "its inputs changed since it was begun" in done.output
+    assert len(events(finished, "phase_started")) == 6
+
+
+def test_a_missing_base_is_named(invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "model" / "config.json").unlink()
+    refused = invoke("run", SMALL)
+    assert refused.exit_code == 2 and "base model 'model': there is no config.json" in refused.output
 
 
 def test_a_second_process_is_told_who_holds_the_run(invoke: Invoke, tmp_path: Path) -> None:

@@ -20,16 +20,12 @@ def rows(*losses: Any) -> list[dict[str, Any]]:
     return [{"step": step, "loss": loss} for step, loss in enumerate(losses, start=1)]
 
 
-@pytest.mark.parametrize(
-    ("reduction", "value"), [("last", 2.0), ("mean_last", 1.5), ("max", 4.0), ("min", 1.0)]
-)
+@pytest.mark.parametrize(("reduction", "value"), [("last", 2.0), ("mean_last", 1.5), ("max", 4.0), ("min", 1.0)])
 def test_reductions(reduction: str, value: float) -> None:
     assert judge(gate(reduction=reduction), {}, rows(4.0, 1.0, 2.0))["value"] == value
 
 
-@pytest.mark.parametrize(
-    ("comparison", "passes"), [("<=", True), (">=", True), ("<", False), (">", False)]
-)
+@pytest.mark.parametrize(("comparison", "passes"), [("<=", True), (">=", True), ("<", False), (">", False)])
 def test_comparison_at_the_threshold(comparison: str, passes: bool) -> None:
     assert judge(gate(comparison=comparison), {}, rows(1.0))["passed"] is passes
 

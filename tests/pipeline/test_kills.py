@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,18 @@ from tests.pipeline.command import SMALL, made_by, posttrain
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, place_model: Callable[[Path], None]) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("undisturbed")
+    place_model(folder)
     done = posttrain("run", SMALL, cwd=folder)
     assert done.returncode == 0, done.stderr
     return made_by(folder / "runs" / "small_recipe")
+
+
+@pytest.fixture
+def place(tmp_path: Path, place_model: Callable[[Path], None]) -> Path:
+    place_model(tmp_path)
+    return tmp_path
 
 
 POINTS = [
@@ -30,13 +38,13 @@ POINTS = [
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_and_resumed_makes_the_same_bytes(point: str, tmp_path: Path, undisturbed: dict[str, str]) -> None:
-    killed = posttrain("run", SMALL, cwd=tmp_path, fault=f"{point}:kill")
+def test_killed_and_resumed_makes_the_same_bytes(point: str, place: Path, undisturbed: dict[str, str]) -> None:
+    killed = posttrain("run", SMALL, cwd=place, fault=f"{point}:kill")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    run = tmp_path / "runs" / "small_recipe"
+    run = place / "runs" / "small_recipe"
     complete = {path.parent.name for path in run.glob("phases/*/result.json")}
 
-    resumed = posttrain("resume", "small_recipe", cwd=tmp_path)
+    resumed = posttrain("resume", "small_recipe", cwd=place)
 
     assert resumed.returncode == 0, resumed.stderr
     assert made_by(run) == undisturbed
@@ -44,18 +52,22 @@ def test_killed_and_resumed_makes_the_same_bytes(point: str, tmp_path: Path, und
     second = [place for place, event in enumerate(events) if event["event"] == "attempt_started"][1]
     begun_again = {event["phase"] for event in events[second:] if event["event"] in ("phase_started", "phase_resumed")}
     assert begun_again == {"words", "calls", "jobs"} - complete
-    assert sorted(event["phase"] for event in events if event["event"] == "phase_completed") == ["calls", "jobs", "words"]
+    assert sorted(event["phase"] for event in events if event["event"] == "phase_completed") == [
+        "calls",
+        "jobs",
+        "words",
+    ]
     assert (run / "report.html").exists() and (run / "report.md").exists()
 
 
-def test_killed_between_throwing_away_and_starting(tmp_path: Path, undisturbed: dict[str, str]) -> None:
-    assert posttrain("run", SMALL, cwd=tmp_path).returncode == 0
-    killed = posttrain("run", SMALL, "--from", "calls", cwd=tmp_path, fault="phase.discarded:kill")
+def test_killed_between_throwing_away_and_starting(place: Path, undisturbed: dict[str, str]) -> None:
+    assert posttrain("run", SMALL, cwd=place).returncode == 0
+    killed = posttrain("run", SMALL, "--from", "calls", cwd=place, fault="phase.discarded:kill")
     assert killed.returncode == -signal.SIGKILL
-    run = tmp_path / "runs" / "small_recipe"
+    run = place / "runs" / "small_recipe"
     before = (run / "phases" / "words" / "result.json").read_bytes()
 
-    assert posttrain("resume", "small_recipe", cwd=tmp_path).returncode == 0
+    assert posttrain("resume", "small_recipe", cwd=place).returncode == 0
 
     assert made_by(run) == undisturbed
     assert (run / "phases" / "words" / "result.json").read_bytes() == before
@@ -63,12 +75,12 @@ def test_killed_between_throwing_away_and_starting(tmp_path: Path, undisturbed: 
     assert begun == ["words", "calls", "jobs", "calls", "jobs"]
 
 
-def test_a_full_disk_stops_cleanly_and_the_run_goes_on_later(tmp_path: Path, undisturbed: dict[str, str]) -> None:
-    stopped = posttrain("run", SMALL, cwd=tmp_path, fault="prepare.before_commit#2:full")
+def test_a_full_disk_stops_cleanly_and_the_run_goes_on_later(place: Path, undisturbed: dict[str, str]) -> None:
+    stopped = posttrain("run", SMALL, cwd=place, fault="prepare.before_commit#2:full")
     assert stopped.returncode == 5
     assert "the disk is full" in stopped.stderr and "posttrain resume small_recipe" in stopped.stderr
-    run = tmp_path / "runs" / "small_recipe"
+    run = place / "runs" / "small_recipe"
     assert [attempt["outcome"] for attempt in json.loads((run / "run.json").read_text())["attempts"]] == ["failed"]
 
-    assert posttrain("resume", "small_recipe", cwd=tmp_path).returncode == 0
+    assert posttrain("resume", "small_recipe", cwd=place).returncode == 0
     assert made_by(run) == undisturbed

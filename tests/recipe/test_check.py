@@ -1,0 +1,130 @@
+"""All faults of a recipe at once, each with its path, its value and what is allowed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain.errors import InputError, RecipeError
+from posttrain.recipe.difference import difference
+from posttrain.recipe.flags import flags_of
+from posttrain.recipe.load import FoundRecipe, find, shipped_names
+from posttrain.recipe.types import Recipe
+from posttrain.recipes.smoke import smoke
+from posttrain.run import recipe_file
+
+
+def build(recipe_function: Callable[[], Any]) -> Recipe:
+    return FoundRecipe("mine", recipe_function, []).build({})
+
+
+def changed(**phase_fields: dict[str, Any]) -> Callable[[], Recipe]:
+    """The smoke recipe with fields of its phases replaced, built as a recipe function builds it: by constructors."""
+
+    def recipe() -> Recipe:
+        whole = smoke()
+        phases = []
+        for phase in whole.phases:
+            fields = dict(phase.__dict__) | phase_fields.get(phase.name, {})
+            phases.append(type(phase)(**fields))
+        return Recipe(**(dict(whole.__dict__) | {"phases": tuple(phases)}))
+
+    return recipe
+
+
+def first(kind: str) -> Any:
+    return next(phase for phase in smoke().phases if phase.kind == kind)
+
+
+def test_three_faults_of_single_fields_are_reported_together() -> None:
+    sft = first("sft")
+    with pytest.raises(RecipeError) as caught:
+        build(changed(**{sft.name: {"steps": 0, "precision": "float23", "learning": 1}}))
+    message = str(caught.value)
+    assert message.startswith("recipe 'smoke' has 3 faults:")
+    assert f"phases[{sft.name}].steps: 0 is not allowed: input should be greater than or equal to 1" in message
+    assert f"phases[{sft.name}].precision: 'float23' is not allowed" in message and "did you mean float32" in message
+    assert f"phases[{sft.name}].learning: there is no such field" in message
+
+
+def test_three_faults_between_fields_are_reported_together() -> None:
+    sft, merge = first("sft"), first("merge")
+    gated = next(phase for phase in smoke().phases if phase.kind == "sft" and phase.gates)
+    gate = gated.gates[0].model_copy(update={"metric": "los", "reduction": "mean_last"})
+    fields: dict[str, Any] = {gated.name: {"gates": (gate,)}, merge.name: {"model": smoke().phases[-1].name}}
+    fields[sft.name] = fields.get(sft.name, {}) | {"dataset": sft.dataset + "x"}
+    with pytest.raises(RecipeError) as caught:
+        build(changed(**fields))
+    message = str(caught.value)
+    assert f"phases[{sft.name}].dataset: '{sft.dataset}x' is not allowed" in message
+    assert f"did you mean {sft.dataset}" in message
+    assert (
+        f"phases[{gated.name}].gates[{gate.name}].metric: 'los' is no metric of a sft phase (did you mean loss"
+        in message
+    )
+    assert f"phases[{merge.name}].model:" in message and "that phase does not come earlier" in message
+
+
+def test_a_dataset_of_the_wrong_content_is_named_with_those_that_fit() -> None:
+    with pytest.raises(RecipeError, match=r"its content is conversations, a phase of kind preference reads pairs"):
+        build(changed(**{first("preference").name: {"dataset": first("sft").dataset}}))
+
+
+def test_a_base_has_no_adapter_to_continue() -> None:
+    with pytest.raises(RecipeError, match="'base' carries no adapter to continue"):
+        build(changed(**{first("preference").name: {"model": "base"}}))
+
+
+def test_names_must_be_unique() -> None:
+    def twice() -> Recipe:
+        whole = smoke()
+        return whole.model_copy(update={"phases": (*whole.phases, whole.phases[0])})
+
+    with pytest.raises(RecipeError, match="is used 2 times; names must be unique"):
+        build(twice)
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_every_shipped_recipe_is_without_fault_and_survives_json(name: str, tmp_path: Path) -> None:
+    found = find(name)
+    recipe = found.build({flag.name: flag.default for flag in found.flags})
+    recipe_file.save(recipe, tmp_path / "recipe.json")
+    again = recipe_file.load(tmp_path / "recipe.json")
+    assert again == recipe
+    assert recipe_file.digest(again) == recipe_file.digest(recipe)
+    assert set(recipe.flags) == {flag.name for flag in found.flags}
+    assert all(flag.help for flag in found.flags)
+
+
+def test_the_difference_names_fields_with_both_values() -> None:
+    assert difference(smoke(), smoke()) == []
+    lines = difference(smoke(seed=0), smoke(seed=5))
+    assert "seed: 0 -> 5" in lines and "flags.seed: 0 -> 5" in lines
+
+
+def test_default_run_names_show_changed_flags_only() -> None:
+    found = find("smoke")
+    assert found.default_run_name({"seed": 0}) == "smoke"
+    assert found.default_run_name({"seed": 3}) == "smoke-seed-3"
+
+
+def test_an_unknown_recipe_offers_the_nearest_names(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no recipe 'quikstart' \(did you mean quickstart"):
+        find("quikstart")
+    (tmp_path / "mine.py").write_text("def first_try(): ...\n")
+    with pytest.raises(InputError, match=r"no function 'first_tri' \(did you mean first_try"):
+        find(f"{tmp_path}/mine.py:first_tri")
+    with pytest.raises(InputError, match="there is no recipe file"):
+        find(f"{tmp_path}/other.py")
+    (tmp_path / "torn.py").write_text("def torn(:\n")
+    with pytest.raises(RecipeError, match=r"torn.py cannot be imported: SyntaxError"):
+        find(f"{tmp_path}/torn.py")
+
+
+def test_a_parameter_that_cannot_be_a_flag_is_refused() -> None:
+    def without_default(steps: int) -> Recipe:
+        raise AssertionError
+
+    with pytest.raises(RecipeError, match="'steps': it has no default"):
+        flags_of(without_default)

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from posttrain.run import faults
 from posttrain.run.folder import digest_file, digest_json, fsync_folder, write_atomic, write_json_atomic
 
 END_OF_TEXT = "<|endoftext|>"
+BATCH = 256
 Sequence = tuple[list[int], list[bool]]
 
 
@@ -77,23 +78,33 @@ def prepare_dataset(
 ) -> dict[str, Any]:
     """Write `folder` in one rename and return its description; nothing is written unless every row can be read.
 
-    `advance` is told the number of rows done, a batch at a time.
+    `advance` is told of progress a batch at a time: half a row when it is read, half when it is rendered.
     """
     render, encoded = renderer(chat, tokenizer), Encoded()
-    for number, row in enumerate(list(read_rows(dataset)), 1):
+    rows = list(_in_batches(read_rows(dataset), advance))
+    for row in _in_batches(rows, advance):
         sequences = _sequences(row, render, tokenizer)
         if not encoded.drop(row, sequences, dataset.max_tokens):
             encoded.keep(row, sequences)
             if isinstance(row, PairRow):
                 encoded.prefixes.append(len(render.prompt(row.prompt)))
-        if number % 256 == 0:
-            advance(256)
     if not encoded.rows:
         raise DataError(
             f"dataset {dataset.name}: none of its rows is left ({dict(encoded.counts)}); raise max_tokens "
             f"above {dataset.max_tokens}, or check its rows"
         )
     return _commit(dataset, encoded, folder, spec)
+
+
+def _in_batches(rows: Iterable[Row], advance: Callable[[float], None]) -> Iterator[Row]:
+    passed = 0
+    for row in rows:
+        yield row
+        passed += 1
+        if passed == BATCH:
+            advance(passed / 2)
+            passed = 0
+    advance(passed / 2)
 
 
 def _sequences(row: Row, render: Renderer, tokenizer: Tokenizer) -> list[Sequence]:

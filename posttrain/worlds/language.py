@@ -229,6 +229,7 @@ def _exchange(rng: random.Random, split: Split) -> tuple[str, str, str]:
 
 def _chat(rng: random.Random, split: Split) -> str:
     chat = HarmonyFormat.model_construct(
+        kind="harmony",
         date=f"202{rng.randint(4, 6)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}",
         knowledge_cutoff="2024-06",
         reasoning_effort=rng.choice(("low", "low", "medium", "high")),

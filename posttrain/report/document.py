@@ -126,7 +126,11 @@ def outcome(run: RunRecord) -> str:
             case "stopped":
                 return f"The run was stopped in phase {phase.name} and can be resumed; {standing}."
             case "not run":
-                return f"The run is not finished, phase {phase.name} is next; {standing}."
+                ends = [
+                    event.get("event") for event in run.events if event.get("event") in ("attempt_started", "failed")
+                ]
+                last = "The last attempt failed" if ends and ends[-1] == "failed" else "The run is not finished"
+                return f"{last}, phase {phase.name} is next; {standing}."
     return f"All {done} phases are complete, in {spent} of work."
 
 

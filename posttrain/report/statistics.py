@@ -160,7 +160,8 @@ def _resampled_means(values: Values, resamples: int, random: np.random.Generator
     distinct, frequencies = np.unique(values, return_counts=True)
     if len(distinct) <= MOST_DISTINCT_FOR_COUNTS:
         drawn = random.multinomial(count, frequencies / count, size=resamples)
-        return np.asarray(drawn @ distinct / count, dtype=np.float64)
+        # Not a matrix product: that would wake the threads of a BLAS for a few thousand numbers.
+        return np.asarray((drawn * distinct).sum(axis=1) / count, dtype=np.float64)
     means = np.empty(resamples, dtype=np.float64)
     rows = max(1, RESAMPLED_AT_ONCE // count)
     for start in range(0, resamples, rows):

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,6 +20,8 @@ from posttrain.recipe.types import Lora
 
 EXPERT_PROJECTIONS = ("gate_up_proj", "down_proj")
 PEFT_PREFIX = "base_model.model."
+LORA: WeakKeyDictionary[nn.Module, Lora] = WeakKeyDictionary()
+"""What `attach` put on a model."""
 
 
 class LoraLinear(nn.Module):
@@ -66,7 +69,7 @@ def attach(model: nn.Module, lora: Lora) -> None:
             f"LoRA targets {sorted(unmatched)} match no module of this model; known are {known}"
             + (" and 'experts'" if any(_is_experts(m) for m in model.modules()) else "")
         )
-    model.lora = lora
+    LORA[model] = lora
 
 
 def _expert_adapter(experts: nn.Module, part: str, lora: Lora) -> ExpertAdapter:
@@ -129,7 +132,8 @@ def from_peft(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
                     a = a.reshape(experts, rank, size_in).transpose(1, 2)
                     b = b.reshape(size_out, rank, experts).permute(2, 1, 0)
             if a.shape != module.lora_A.shape or b.shape != module.lora_B.shape:
-                raise ModelError(f"adapter tensor {key} has shapes {tuple(a.shape)} and {tuple(b.shape)}, not this model's")
+                shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+                raise ModelError(f"adapter tensors of {key} have the shapes {shapes}, not this model's")
             module.lora_A.copy_(a)
             module.lora_B.copy_(b)
     if left:
@@ -138,7 +142,7 @@ def from_peft(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
 
 def save(model: nn.Module, folder: Path, base_name: str) -> None:
     """Write adapter_model.safetensors and adapter_config.json as PEFT reads them."""
-    lora: Lora = model.lora
+    lora = LORA[model]
     folder.mkdir(parents=True, exist_ok=True)
     save_file(to_peft(model), folder / "adapter_model.safetensors", metadata={"format": "pt"})
     has_experts = "experts" in lora.targets

@@ -7,6 +7,7 @@ Axes: T token, N routed row (T × experts per token, sorted by expert), E expert
 """
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from transformers.integrations.moe import ExpertsInterface
@@ -78,13 +79,13 @@ class ExpertAdapter(torch.nn.Module):
         return grouped_product(low_NR, self.lora_B, None, bounds) * self.scale
 
 
-def project(experts: torch.nn.Module, name: str, x_NI: torch.Tensor, bounds: list[int]) -> torch.Tensor:
+def project(experts: Any, name: str, x_NI: torch.Tensor, bounds: list[int]) -> torch.Tensor:
     """One projection (`gate_up_proj` or `down_proj`) of sorted rows, with its adapter where there is one."""
     weight = getattr(experts, name)
     if not experts.is_transposed:
         weight = weight.transpose(1, 2)
     bias = getattr(experts, f"{name}_bias") if experts.has_bias else None
-    out_NO = grouped_product(x_NI, weight, bias, bounds)
+    out_NO: torch.Tensor = grouped_product(x_NI, weight, bias, bounds)
     adapters = getattr(experts, "adapters", None)
     if adapters is not None and name in adapters:
         out_NO = out_NO + adapters[name](x_NI, bounds)
@@ -92,7 +93,7 @@ def project(experts: torch.nn.Module, name: str, x_NI: torch.Tensor, bounds: lis
 
 
 def sorted_experts(
-    experts: torch.nn.Module, hidden_TI: torch.Tensor, indices_Tk: torch.Tensor, weights_Tk: torch.Tensor
+    experts: Any, hidden_TI: torch.Tensor, indices_Tk: torch.Tensor, weights_Tk: torch.Tensor
 ) -> torch.Tensor:
     """transformers' experts interface: hidden [T, I], chosen experts and their weights [T, k] → [T, I].
 

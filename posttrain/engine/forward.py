@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from posttrain.engine.head import target_logprobs
 from posttrain.engine.packing import Item, MicroBatch, pack, plan_micro_batches
@@ -15,30 +17,36 @@ def precision_context(precision: Precision) -> AbstractContextManager[object]:
     return torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
-def hidden_states(model: nn.Module, batch: MicroBatch) -> torch.Tensor:
+def hidden_states(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
     """The last layer's normed states [T, H] of one packed row."""
-    output = model.model(
+    output = model.get_decoder()(
         input_ids=batch.input_ids_1T,
         position_ids=batch.position_ids_1T,
         attention_mask=None,
         use_cache=False,
         plan=batch.plan,
     )
-    return output.last_hidden_state[0]
+    states_TH: torch.Tensor = output.last_hidden_state[0]
+    return states_TH
+
+
+def head_weight(model: PreTrainedModel) -> torch.Tensor:
+    """The output head's matrix [V, H]."""
+    return cast(nn.Linear, model.get_output_embeddings()).weight
 
 
 def batch_logprobs(
-    model: nn.Module, batch: MicroBatch, precision: Precision, temperature: float = 1.0
+    model: PreTrainedModel, batch: MicroBatch, precision: Precision, temperature: float = 1.0
 ) -> torch.Tensor:
     """Float32 log-probabilities [N] at the batch's targets."""
     with precision_context(precision):
         hidden_TH = hidden_states(model, batch)
-        return target_logprobs(hidden_TH, model.lm_head.weight, batch.source_N, batch.target_N, temperature)
+        return target_logprobs(hidden_TH, head_weight(model), batch.source_N, batch.target_N, temperature)
 
 
 @torch.no_grad()
 def sequence_logprobs(
-    model: nn.Module, items: Sequence[Item], precision: Precision, micro_batch_tokens: int
+    model: PreTrainedModel, items: Sequence[Item], precision: Precision, micro_batch_tokens: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed log-probability and target count of every sequence of every item, both [S]."""
     total = sum(len(item.tokens) for item in items)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from posttrain.engine import adapters
@@ -17,7 +17,7 @@ SUPPORTED = ("gpt_oss",)
 """Architectures whose logits the tests compare with stock transformers."""
 
 
-def load_model(base: Path, adapter: Path | None = None, fresh_seed: int | None = None) -> nn.Module:
+def load_model(base: Path, adapter: Path | None = None, fresh_seed: int | None = None) -> PreTrainedModel:
     """The model in `base` in float32 with the adapter attached, everything frozen.
 
     A folder without weights is initialised from `fresh_seed`. Raises ModelError for a folder that is not a model,
@@ -46,7 +46,7 @@ def load_model(base: Path, adapter: Path | None = None, fresh_seed: int | None =
     return model
 
 
-def _read(base: Path, config) -> nn.Module:  # type: ignore[no-untyped-def]
+def _read(base: Path, config: PreTrainedConfig) -> PreTrainedModel:
     model, report = AutoModelForCausalLM.from_pretrained(
         base,
         config=config,
@@ -65,7 +65,7 @@ def _read(base: Path, config) -> nn.Module:  # type: ignore[no-untyped-def]
 
 
 def save_model(model: nn.Module, folder: Path) -> None:
-    """Write config and weights of a full-parameter model in float32; the config and tokenizer files are the caller's."""
+    """Write a model's weights in float32; the config and tokenizer files beside them are the caller's."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

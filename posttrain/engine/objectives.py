@@ -18,7 +18,9 @@ def sequence_means(logprob_N: torch.Tensor, sequence_N: torch.Tensor, num_sequen
     return sums_S / torch.bincount(sequence_N, minlength=num_sequences)
 
 
-def ipo_sum(chosen_P: torch.Tensor, rejected_P: torch.Tensor, reference_margin_P: torch.Tensor, beta: float) -> torch.Tensor:
+def ipo_sum(
+    chosen_P: torch.Tensor, rejected_P: torch.Tensor, reference_margin_P: torch.Tensor, beta: float
+) -> torch.Tensor:
     """IPO (Azar et al. 2023, eq. 17) over mean log-probabilities per token. Denominator: pairs.
 
     The paper sums log-ratios; for completions of unequal length its authors average them over the tokens, and so does
@@ -31,7 +33,7 @@ def ipo_sum(chosen_P: torch.Tensor, rejected_P: torch.Tensor, reference_margin_P
 def dr_grpo_sum(
     logprob_N: torch.Tensor, old_logprob_N: torch.Tensor, advantage_N: torch.Tensor, clip_low: float, clip_high: float
 ) -> torch.Tensor:
-    """Clipped policy gradient per token (Dr. GRPO, Liu et al. 2025). Denominator: episodes × longest allowed completion.
+    """Clipped policy gradient per token (Dr. GRPO, Liu et al. 2025). Denominator: episodes × longest completion.
 
     A constant normaliser, and advantages that are not divided by the group's spread, keep the gradient unbiased by
     length and difficulty.

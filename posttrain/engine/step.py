@@ -48,14 +48,16 @@ def train_step(
     """
     started = time.monotonic()
     sizes = [item.size for item in items]
-    loss, first, sums = 0.0, 0, dict[str, float]()
-    for group in plan_micro_batches(sizes, micro_batch_tokens):
-        batch = pack([items[number] for number in group], first)
+    loss, first = 0.0, 0
+    sums: dict[str, float] = {}
+    for numbers in plan_micro_batches(sizes, micro_batch_tokens):
+        batch = pack([items[number] for number in numbers], first)
         first = batch.sequences.stop
         total, shown = loss_sum(batch_logprobs(model, batch, precision, temperature), batch)
         (total / denominator).backward()
         loss += total.item() / denominator
-        sums = {key: sums.get(key, 0.0) + value for key, value in shown.items()}
+        for name, value in shown.items():
+            sums[name] = sums.get(name, 0.0) + value
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradient_norm = nn.utils.clip_grad_norm_(parameters, clip_norm).item()
     if not (math.isfinite(loss) and math.isfinite(gradient_norm)):

@@ -5,6 +5,7 @@ from collections import Counter
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from posttrain.chat.render import Renderer, renderer
 from posttrain.chat.tokenizer import Tokenizer
@@ -65,7 +66,7 @@ def answer_tasks(
 
 
 def answer_pairs(
-    context: PhaseContext, phase: EvaluatePhase, model: torch.nn.Module, render: Renderer, name: str, shard: Shard
+    context: PhaseContext, phase: EvaluatePhase, model: PreTrainedModel, render: Renderer, name: str, shard: Shard
 ) -> list[dict[str, Any]]:
     items = [pair_item(shard, number) for number in range(shard.num_rows)]
     margin_P = margins(model, items, phase.precision, context.execution.micro_batch_tokens).tolist()
@@ -74,7 +75,10 @@ def answer_pairs(
             "id": shard.row(number)["id"],
             "dataset": name,
             "prompt": render.text(item.prefix.tolist()),
-            "completion": f"chosen: {render.text(item.tokens[0].tolist())}\nrejected: {render.text(item.tokens[1].tolist())}",
+            "completion": "\n".join(
+                f"{kind}: {render.text(ids.tolist())}"
+                for kind, ids in zip(("chosen", "rejected"), item.tokens, strict=True)
+            ),
             "score": float(margin > 0),
             "parts": {"accuracy": float(margin > 0), "margin": margin},
             "reason": None,
@@ -85,7 +89,7 @@ def answer_pairs(
 
 def means(answers: list[dict[str, Any]]) -> dict[str, float]:
     """Mean score and mean of every part per dataset, over what could be scored."""
-    metrics = {}
+    metrics: dict[str, float] = {}
     for name, rows in itertools.groupby(answers, key=lambda answer: answer["dataset"]):
         scored = [row for row in rows if row["score"] is not None]
         columns: dict[str, list[float]] = {"score": [row["score"] for row in scored]}

@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from posttrain.engine import adapters
 from posttrain.engine.model import save_model
@@ -15,7 +15,7 @@ from posttrain.run.folder import digest_folder, files_below, fsync_folder
 
 
 def save_state(
-    context: PhaseContext, phase: SftPhase | PreferencePhase | GrpoPhase, model: nn.Module
+    context: PhaseContext, phase: SftPhase | PreferencePhase | GrpoPhase, model: PreTrainedModel
 ) -> tuple[ModelState, tuple[Path, ...]]:
     """Write a PEFT adapter, or a Hugging Face folder after full-parameter training, whole or not at all."""
     final = context.folder.final

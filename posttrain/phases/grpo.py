@@ -1,6 +1,6 @@
 """Reinforcement learning on episode groups: rollout, scores, episodes to disk, update."""
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from posttrain.phases.context import PhaseContext, PhaseOutcome
 from posttrain.phases.finish import save_state
 from posttrain.phases.loop import TrainingLoop, load_trainable
 from posttrain.recipe.types import GrpoPhase
-from posttrain.rollout.episodes import Episode, run_episodes, seed_of, trimmed
+from posttrain.rollout.episodes import Ended, Episode, run_episodes, seed_of, trimmed
 from posttrain.rollout.sampler import Sampler
 from posttrain.run import faults
 from posttrain.run.journal import append_lines, read_lines
@@ -53,7 +53,7 @@ def run(context: PhaseContext, phase: GrpoPhase) -> PhaseOutcome:
     counts = {
         "episodes": len(episodes),
         "unscorable": sum(episode["score"] is None for episode in episodes),
-        **{f"ended_{kind}": sum(e["ended"] == kind for e in episodes) for kind in ("done", "format", "length", "turns")},
+        **{f"ended_{kind}": sum(episode["ended"] == kind for episode in episodes) for kind in get_args(Ended)},
     }
     return PhaseOutcome(outputs, loop.summary(), counts, state)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from posttrain.engine import adapters, checkpoint
 from posttrain.engine.checkpoint import TrainingState
@@ -29,7 +29,7 @@ from posttrain.run.folder import write_atomic
 from posttrain.run.journal import append_lines, as_line, read_lines
 
 
-def load_trainable(context: PhaseContext, model_name: str, spec: Trainable, phase: str) -> nn.Module:
+def load_trainable(context: PhaseContext, model_name: str, spec: Trainable, phase: str) -> PreTrainedModel:
     """The phase's model state with what the phase may train unfrozen."""
     torch.set_num_threads(context.execution.threads)
     seed = seed_of(context.recipe.seed, phase, "init")
@@ -57,7 +57,7 @@ class TrainingLoop:
     context: PhaseContext
     optimizer_spec: AdamW
     steps: int
-    model: nn.Module
+    model: PreTrainedModel
     identity: str
     """What a checkpoint must match: a digest of the phase's specification and inputs."""
     unit: str

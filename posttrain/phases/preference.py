@@ -2,9 +2,8 @@
 
 import json
 
-import numpy as np
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from posttrain.data.order import rows_of_step
 from posttrain.data.shard import Shard
@@ -71,7 +70,7 @@ def pair_item(shard: Shard, number: int) -> Item:
     )
 
 
-def margins(model: nn.Module, items: list[Item], precision: Precision, micro_batch_tokens: int) -> torch.Tensor:
+def margins(model: PreTrainedModel, items: list[Item], precision: Precision, micro_batch_tokens: int) -> torch.Tensor:
     """Mean log-probability per token of the chosen minus that of the rejected completion, [P]."""
     sums_S, counts_S = sequence_logprobs(model, items, precision, micro_batch_tokens)
     mean_P2 = (sums_S / counts_S).view(-1, 2)
@@ -79,7 +78,7 @@ def margins(model: nn.Module, items: list[Item], precision: Precision, micro_bat
 
 
 def reference_margins(
-    context: PhaseContext, phase: PreferencePhase, model: nn.Module, items: list[Item]
+    context: PhaseContext, phase: PreferencePhase, model: PreTrainedModel, items: list[Item]
 ) -> torch.Tensor:
     """The input state's margins, computed once and kept with the fingerprint they belong to."""
     cache = context.folder.path / "reference.json"

@@ -60,8 +60,7 @@ def run_episodes(
     """Play every task to its end, all together, one turn at a time."""
     environments = [start(task) for task in tasks]
     episodes = [
-        Episode(task, renderer.prompt(with_shots(Conversation.model_validate(task["prompt"]), shots)))
-        for task in tasks
+        Episode(task, renderer.prompt(with_shots(Conversation.model_validate(task["prompt"]), shots))) for task in tasks
     ]
     playing = list(range(len(tasks)))
     for turn in range(sampling.max_turns):

@@ -12,10 +12,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from posttrain.engine.attention import Prefill, SlotCache
-from posttrain.engine.forward import precision_context
+from posttrain.engine.forward import head_weight, precision_context
 from posttrain.engine.packing import Item, pack
 from posttrain.recipe.types import Precision, Sampling
 
@@ -31,7 +31,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Sampler:
-    model: nn.Module
+    model: PreTrainedModel
     stop_tokens: frozenset[int]
     precision: Precision
     position_budget: int
@@ -68,9 +68,7 @@ class Sampler:
             for position in range(sampling.max_new_tokens):
                 drawn_B = torch.tensor([uniforms[number][position] for number in active.tolist()])
                 token_B, logprob_B = choose(logits_BV, drawn_B, sampling)
-                for number, token, logprob in zip(
-                    active.tolist(), token_B.tolist(), logprob_B.tolist(), strict=True
-                ):
+                for number, token, logprob in zip(active.tolist(), token_B.tolist(), logprob_B.tolist(), strict=True):
                     if not stopped[number]:
                         tokens[number].append(token)
                         logprobs[number].append(logprob)
@@ -105,7 +103,7 @@ class Sampler:
         positions = max(map(len, prompts)) + max_new_tokens
         cache = SlotCache(self.model.config.num_hidden_layers, len(prompts), positions)
         cache.lengths_B = torch.tensor([len(prompt) for prompt in prompts])
-        hidden_1TH = self.model.model(
+        hidden_1TH = self.model.get_decoder()(
             input_ids=batch.input_ids_1T,
             position_ids=batch.position_ids_1T,
             use_cache=False,
@@ -113,19 +111,20 @@ class Sampler:
             prefill=Prefill(cache, rows),
         ).last_hidden_state
         last_B = torch.tensor([stop - 1 for _, stop in rows])
-        return cache, self.model.lm_head(hidden_1TH[0].index_select(0, last_B)).float()
+        return cache, self._logits(hidden_1TH[0].index_select(0, last_B))
 
     def _decode(self, token_B: torch.Tensor, cache: SlotCache) -> torch.Tensor:
-        hidden_B1H = self.model.model(
+        hidden_B1H = self.model.get_decoder()(
             input_ids=token_B[:, None], position_ids=cache.lengths_B[:, None], use_cache=False, cache=cache
         ).last_hidden_state
         cache.lengths_B = cache.lengths_B + 1
-        return self.model.lm_head(hidden_B1H[:, 0]).float()
+        return self._logits(hidden_B1H[:, 0])
+
+    def _logits(self, hidden_BH: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(hidden_BH, head_weight(self.model)).float()
 
 
-def choose(
-    logits_BV: torch.Tensor, uniform_B: torch.Tensor, sampling: Sampling
-) -> tuple[torch.Tensor, torch.Tensor]:
+def choose(logits_BV: torch.Tensor, uniform_B: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
     """Next tokens by inverse transform of one uniform each (greedy at temperature 0), with their log-probabilities."""
     if sampling.temperature == 0:
         logprob_BV = torch.log_softmax(logits_BV, dim=-1)

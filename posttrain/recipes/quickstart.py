@@ -36,6 +36,27 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "experts")
 METRICS = ("tools.exact", "repair.hidden", "preferences.accuracy")
 
 
+def value_gate(metric: str, comparison: str, threshold: float) -> Gate:
+    return Gate(
+        name=metric,
+        metric=metric,
+        reduction="value",
+        window=1,
+        comparison=comparison,
+        threshold=threshold,
+        minimum_steps=0,
+        hard=True,
+    )
+
+
+# The seed's merge gate, with the exact size from the model's own configuration in place of a fixed number of bytes.
+MERGE_GATES = (
+    value_gate("size_ratio", ">=", 1.0),
+    value_gate("missing_tensors", "<=", 0.0),
+    value_gate("unexpected_tensors", "<=", 0.0),
+)
+
+
 @dataclass(frozen=True)
 class Sizes:
     """How much of everything: what differs between `quickstart` and `smoke`."""
@@ -52,6 +73,10 @@ class Sizes:
     group_size: int
     samples_per_step: int
     rank: int
+    tool_loss: float
+    agent_loss: float
+    """Hard gates: the mean raw loss of the last ten steps."""
+    merge_gates: tuple[Gate, ...]
 
 
 QUICK = Sizes(
@@ -67,6 +92,9 @@ QUICK = Sizes(
     group_size=8,
     samples_per_step=16,
     rank=16,
+    tool_loss=0.5,
+    agent_loss=0.5,
+    merge_gates=(*MERGE_GATES, value_gate("smoke_ok", ">=", 1.0)),
 )
 
 
@@ -99,10 +127,10 @@ def curriculum(
             samples_per_step=sizes.samples_per_step,
             steps=sizes.tool_steps,
             optimizer=adamw(3e-3),
-            gates=(loss_gate(2.0, sizes.tool_steps),),
+            gates=(loss_gate(sizes.tool_loss, sizes.tool_steps),),
         ),
         evaluation("eval_tool_sft", "tool_sft"),
-        MergePhase(kind="merge", name="merge", model="tool_sft", dtype="float32", gates=MERGE_GATES),
+        MergePhase(kind="merge", name="merge", model="tool_sft", dtype="float32", gates=sizes.merge_gates),
         SftPhase(
             kind="sft",
             name="agent_sft",
@@ -113,7 +141,7 @@ def curriculum(
             samples_per_step=sizes.samples_per_step,
             steps=sizes.agent_steps,
             optimizer=adamw(3e-3),
-            gates=(loss_gate(1.8, sizes.agent_steps),),
+            gates=(loss_gate(sizes.agent_loss, sizes.agent_steps),),
         ),
         evaluation("eval_agent_sft", "agent_sft"),
         PreferencePhase(
@@ -162,7 +190,7 @@ def curriculum(
             dtype="float32",
             gguf_type="f32",
             verify_dataset="tools",
-            verify_prompts=20,
+            verify_prompts=min(20, cases),
             tolerance_logits=1e-4,
             gates=(),
         ),
@@ -251,19 +279,3 @@ def accuracy_gate(steps: int) -> Gate:
         minimum_steps=min(10, steps),
         hard=False,
     )
-
-
-def value_gate(metric: str, comparison: str, threshold: float) -> Gate:
-    return Gate(
-        name=metric,
-        metric=metric,
-        reduction="value",
-        window=1,
-        comparison=comparison,
-        threshold=threshold,
-        minimum_steps=0,
-        hard=True,
-    )
-
-
-MERGE_GATES = (value_gate("size_ratio", ">=", 1.0),)

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from posttrain.recipe.types import Recipe
-from posttrain.recipes.quickstart import Sizes, curriculum
+from posttrain.recipes.quickstart import MERGE_GATES, Sizes, curriculum
 
 SMALL = Sizes(
     tool_rows=48,
@@ -18,6 +18,9 @@ SMALL = Sizes(
     group_size=2,
     samples_per_step=4,
     rank=2,
+    tool_loss=10.0,
+    agent_loss=10.0,
+    merge_gates=MERGE_GATES,
 )
 
 

@@ -113,6 +113,7 @@ def evaluations(run: RunRecord) -> Evaluations:
     chosen = _chosen(run)
     before = next((entry for entry in zero_shot if entry.model == "base"), None)
     after = _after(zero_shot, before, chosen)
+    wanted = _export_metrics(run)
     ends = tuple(entry for entry in (before, after) if entry is not None)
     return Evaluations(
         zero_shot=zero_shot,
@@ -120,9 +121,9 @@ def evaluations(run: RunRecord) -> Evaluations:
         before=before,
         after=after,
         chosen=chosen,
-        tables=_tables(zero_shot, before),
-        few_shot_tables=_tables(few_shot, None),
-        headline=_headline(run, _tables(ends, before)),
+        tables=_tables(zero_shot, before, wanted),
+        few_shot_tables=_tables(few_shot, None, wanted),
+        headline=_headline(_tables(ends, before, wanted), wanted),
     )
 
 
@@ -163,22 +164,32 @@ def _after(zero_shot: tuple[Evaluation, ...], before: Evaluation | None, chosen:
     return next((entry for entry in reversed(zero_shot) if entry is not before), None)
 
 
-def _tables(entries: tuple[Evaluation, ...], base: Evaluation | None) -> dict[str, tuple[MetricRow, ...]]:
+def _tables(
+    entries: tuple[Evaluation, ...], base: Evaluation | None, wanted: set[str]
+) -> dict[str, tuple[MetricRow, ...]]:
     datasets = list(dict.fromkeys(dataset for entry in entries for dataset in entry.answers))
     return {
         dataset: tuple(
-            _metric_row(dataset, part, is_score, entries, base) for part, is_score in _parts(dataset, entries)
+            _metric_row(dataset, part, is_score, entries, base) for part, is_score in _parts(dataset, entries, wanted)
         )
         for dataset in datasets
     }
 
 
-def _parts(dataset: str, entries: Iterable[Evaluation]) -> list[tuple[str, bool]]:
-    """Score first; where a part has the score's values in every answer, it stands for the score."""
+def _export_metrics(run: RunRecord) -> set[str]:
+    """The metrics by which the recipe chooses what to export, as `dataset.part`."""
+    exports = [phase for phase in run.phases if phase.kind == "export"]
+    return {str(name) for phase in exports for name in listing(phase.spec.get("metrics"))}
+
+
+def _parts(dataset: str, entries: Iterable[Evaluation], wanted: set[str]) -> list[tuple[str, bool]]:
+    """Score first; a part that has the score's values in every answer stands for it, if it is the only one that has
+    them or the one the export chooses by."""
     answers = [answer for entry in entries for answer in entry.answers.get(dataset, ())]
     parts = list(dict.fromkeys(part for answer in answers for part in answer.parts))
     scored = [answer for answer in answers if answer.score is not None]
     twins = [part for part in parts if scored and all(answer.parts.get(part) == answer.score for answer in scored)]
+    twins = [part for part in twins if len(twins) == 1 or f"{dataset}.{part}" in wanted]
     if not twins:
         return [("score", True), *((part, False) for part in parts)]
     return [(twins[0], True), *((part, False) for part in parts if part != twins[0])]
@@ -210,10 +221,8 @@ def _metric_row(
     return MetricRow(dataset, part, is_score, share, tuple(cells))
 
 
-def _headline(run: RunRecord, tables: dict[str, tuple[MetricRow, ...]]) -> tuple[MetricRow, ...]:
-    wanted = [
-        str(name) for phase in run.phases if phase.kind == "export" for name in listing(phase.spec.get("metrics"))
-    ]
+def _headline(tables: dict[str, tuple[MetricRow, ...]], wanted: set[str]) -> tuple[MetricRow, ...]:
+    """The metrics the export chooses by; for datasets without one, the score."""
     rows = [row for table in tables.values() for row in table]
     named = [
         row

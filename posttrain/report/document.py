@@ -197,7 +197,9 @@ def _counts(run: RunRecord, found: Evaluations) -> Iterator[Count]:
 
 
 def _count(place: str, what: str, value: float) -> Count:
-    return Count(place, what.replace("_", " "), value, bool(value) and NOTABLE.search(what) is not None)
+    dataset, dot, kind = what.rpartition(".")
+    shown = f"{dataset}: {kind.replace('_', ' ')}" if dot and " " not in what else what.replace("_", " ")
+    return Count(place, shown, value, bool(value) and NOTABLE.search(what) is not None)
 
 
 def _datasets(run: RunRecord) -> Iterator[DatasetRecord]:

@@ -49,7 +49,8 @@ def _headline(content: Document) -> Iterator[str]:
     if not content.headline:
         yield from ("No evaluation is complete, so there is nothing to compare yet.", "")
     for metric in content.headline:
-        levels = f"{metric.before} → {metric.after}"
+        both = found.before is not None and found.after is not None
+        levels = f"{metric.before} → {metric.after}" if both else metric.before if found.before else metric.after
         yield f"- **{cell(metric.dataset)} {cell(metric.title)}**: {levels}. {cell(metric.sentence)}"
     yield ""
 

@@ -108,6 +108,21 @@ def test_gains_are_paired_by_id_against_base_and_against_the_state_before(three_
     assert style.cells[1].against_base.unchanged and not style.share
 
 
+def test_a_part_stands_for_the_score_only_where_it_is_clear_which(tmp_path):
+    made = FakeRun(tmp_path / "zeros", [evaluate("first", "base")])
+    made.answers("first", [answer(f"case-{at}", 0.0, format=0.0, exact=0.0) for at in range(3)])
+    made.complete("first")
+    assert [row.part for row in evaluations(read_run(made.run)).tables["tools"]] == ["score", "format", "exact"]
+    export = phase("export", "export", candidates=[], metrics=["tools.exact"])
+    made = FakeRun(tmp_path / "named", [evaluate("first", "base"), export])
+    made.answers("first", [answer(f"case-{at}", 0.0, format=0.0, exact=0.0) for at in range(3)])
+    made.complete("first")
+    assert [(row.part, row.is_score) for row in evaluations(read_run(made.run)).tables["tools"]] == [
+        ("exact", True),
+        ("format", False),
+    ]
+
+
 def test_without_an_export_after_is_the_last_zero_shot_evaluation(three_states):
     three_states.run.phase("export").result.unlink()
     found = evaluations(read_run(three_states.run))

@@ -43,7 +43,7 @@ def print_next_steps(run: RunFolder) -> None:
     place, name = shortest(run.path), run.path.name
     where = "" if run.path.parent == Path("runs").absolute() else f" --runs-dir {shortest(run.path.parent)}"
     print(f"report:   {place / 'report.html'}")
-    for folder in sorted(run.path.glob("phases/*/exports/*")):
+    for folder in sorted(path for path in run.path.glob("phases/*/exports/*") if path.is_dir()):
         print(f"exported: {shortest(folder)}")
     print("next:")
     print(f"  posttrain chat {name}{where}")

@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMPS := .tools/stamps
 NODE_TOOLS := .tools/node
-NODE_PACKAGES := node-llama-cpp@3.22.1 gpt-tokenizer
+NODE_PACKAGES := node-llama-cpp@3.22.1 gpt-tokenizer@4.0.0
 JOBS ?= 2
 
 .PHONY: quickstart test lint types rules tests soak clean

@@ -9,13 +9,16 @@ import time
 from dataclasses import dataclass, field
 
 from posttrain.errors import GateFailed, InputError, RunFolderError, Stopped
+from posttrain.host import machine
 from posttrain.phases.context import ModelState, PhaseContext, PhaseFunction
 from posttrain.pipeline import gates
 from posttrain.pipeline.attempt import Attempt, attempt
 from posttrain.pipeline.base import resolve_base
+from posttrain.pipeline.estimate import disk_bytes
 from posttrain.pipeline.history import History, read_history
 from posttrain.pipeline.results import Result, describe, read_result
 from posttrain.pipeline.screen import Screen
+from posttrain.pipeline.sizes import model_size
 from posttrain.pipeline.standing import Standing, inputs_of, standing, states_of, survey
 from posttrain.recipe.difference import difference
 from posttrain.recipe.spelling import did_you_mean
@@ -111,6 +114,7 @@ class Curriculum:
         base = resolve_base(recipe, self.run)
         manifest.record(self.run, model_digest=base.base_digest)
         self._record_request()
+        self._warn_of_disk(base)
         for phase in recipe.phases:
             history = read_history(journal)
             found = standing(self.run, recipe, phase, base, self.results, history)
@@ -124,9 +128,19 @@ class Curriculum:
             faults.reach("phase.after_completed")
             self._decide(phase)
             if self.attempt.stop.requested():
-                raise Stopped(f"stopped after phase {phase.name}; continue with: posttrain resume {self.run.path.name}")
+                raise Stopped(f"stopped after phase {phase.name}")
         faults.reach("run.before_report")
         self._finish()
+
+    def _warn_of_disk(self, base: ModelState) -> None:
+        """An estimate, so it warns; what is committed survives a disk that does fill up."""
+        recipe, run = self.request.recipe, self.run
+        found = survey(run, recipe, base, read_history(self.attempt.journal))
+        left = [phase for phase in recipe.phases if found[phase.name].todo != "skip"]
+        needed = disk_bytes(recipe, left, model_size(recipe, run), self.request.execution)
+        free = machine.free_bytes(run.path)
+        if needed > free:
+            self.screen.say(f"WARNING: the run needs about {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free")
 
     def _record_request(self) -> None:
         """What was asked for by flag goes into the journal first: it holds even if this attempt is killed."""

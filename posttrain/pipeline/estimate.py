@@ -4,7 +4,7 @@ Where nothing is known the answer is None, shown as "not measured"; activations 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,10 @@ def needs(recipe: Recipe, phase: Phase, size: ModelSize, execution: Execution, p
     memory = None if isinstance(phase, PreparePhase) else _memory(recipe, phase, size)
     seconds, basis = past.seconds(recipe, phase, execution)
     return Needs(_disk(recipe, phase, size, execution), memory, seconds, basis)
+
+
+def disk_bytes(recipe: Recipe, phases: Iterable[Phase], size: ModelSize, execution: Execution) -> int:
+    return sum(_disk(recipe, phase, size, execution) for phase in phases)
 
 
 def _disk(recipe: Recipe, phase: Phase, size: ModelSize, execution: Execution) -> int:

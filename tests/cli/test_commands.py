@@ -11,9 +11,11 @@ from click.testing import CliRunner, Result
 
 from posttrain.cli.main import COMMANDS, main
 from posttrain.cli.screen import PlainProgress, StrayOutput, duration
+from posttrain.data.vocabulary import make_fresh_base
 from posttrain.recipe.load import shipped_names
 from posttrain.recipe.types import Recipe
-from tests.pipeline.command import SMALL
+from tests.pipeline.command import SMALL, posttrain
+from tests.pipeline.small_recipe import small_recipe
 
 Invoke = Callable[..., Result]
 
@@ -35,6 +37,7 @@ def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
         (["run", "smoke", "--name", "../x"], "run name '../x' is not allowed"),
         (["status", "nothing"], "there is no run 'nothing'"),
         (["resume", "../x"], "run name '../x' is not allowed"),
+        (["run", "smoke", "--device", "tpu"], "'tpu' is not one of"),
         (["plan", "smok"], "did you mean smoke"),
     ],
 )
@@ -92,6 +95,13 @@ HEAVY = {"torch", "transformers", "datasets", "peft"}
 )
 def test_light_commands_import_nothing_heavy(words: list[str], never: set[str], tmp_path: Path) -> None:
     assert not imported_by(words, tmp_path) & never
+
+
+def test_a_run_with_nothing_left_to_do_imports_nothing_heavy(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    make_fresh_base(small_recipe(fresh=True), tmp_path / "model")
+    assert "nothing left" not in posttrain("run", SMALL, cwd=tmp_path).stdout
+    assert not imported_by(["run", SMALL], tmp_path) & HEAVY
 
 
 def imported_by(words: list[str], cwd: Path) -> set[str]:

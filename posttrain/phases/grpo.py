@@ -12,7 +12,6 @@ from posttrain.data.shard import Shard
 from posttrain.engine.objectives import dr_grpo_sum, group_advantages
 from posttrain.engine.packing import Item, MicroBatch
 from posttrain.engine.step import StepReport, train_step
-from posttrain.errors import PhaseFault
 from posttrain.phases.context import PhaseContext, PhaseOutcome
 from posttrain.phases.finish import save_state
 from posttrain.phases.loop import TrainingLoop, load_trainable
@@ -49,13 +48,18 @@ def run(context: PhaseContext, phase: GrpoPhase) -> PhaseOutcome:
         loop.record(step, report, **rollout_metrics(phase, episodes))
 
     state, outputs = save_state(context, phase, model)
+    return PhaseOutcome(outputs, loop.summary(), episode_counts(context, phase), state)
+
+
+def episode_counts(context: PhaseContext, phase: GrpoPhase) -> dict[str, int]:
     episodes = list(read_lines(context.folder.samples))
-    counts = {
+    rows = list(read_lines(context.folder.metrics))
+    return {
         "episodes": len(episodes),
+        "steps_without_spread": sum(row["zero_spread_groups"] == phase.groups_per_step for row in rows),
         "unscorable": sum(episode["score"] is None for episode in episodes),
         **{f"ended_{kind}": sum(episode["ended"] == kind for episode in episodes) for kind in get_args(Ended)},
     }
-    return PhaseOutcome(outputs, loop.summary(), counts, state)
 
 
 def as_row(step: int, place: int, episode: Episode, render: Renderer) -> dict[str, Any]:
@@ -103,22 +107,21 @@ def update(
     episodes: list[dict[str, Any]],
     step: int,
 ) -> StepReport:
-    """`updates_per_rollout` optimizer steps on the groups' episodes; the last one's report."""
+    """`updates_per_rollout` optimizer steps on the groups' episodes, none if no group has spread; the last report."""
     groups = [episodes[at : at + phase.group_size] for at in range(0, len(episodes), phase.group_size)]
     advantages = [group_advantages([episode["score"] for episode in group]) for group in groups]
     # A group without spread has no gradient: it is counted in the metrics and costs no forward pass.
     live = [number for number, values in enumerate(advantages) if any(values)]
-    chosen = live or [0]
-    items = [group_item(groups[number]) for number in chosen]
-    advantage_S = torch.tensor([value for number in chosen for value in advantages[number]])
+    if not live:
+        return StepReport(loss=0.0, gradient_norm=0.0, tokens=0, target_tokens=0, seconds=0.0, sums={})
+    items = [group_item(groups[number]) for number in live]
+    advantage_S = torch.tensor([value for number in live for value in advantages[number]])
     old_S = [
         torch.tensor(episode["logprobs"])[torch.tensor(episode["sampled"], dtype=torch.bool)]
-        for number in chosen
+        for number in live
         for episode in groups[number]
     ]
     scorable = sum(episode["score"] is not None for episode in episodes)
-    if not scorable:
-        raise PhaseFault(f"step {step}: none of {len(episodes)} episodes could be scored; see samples.jsonl")
 
     def loss_sum(logprob_N: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, dict[str, float]]:
         old_N = torch.cat([old_S[sequence] for sequence in batch.sequences])
@@ -155,10 +158,12 @@ def rollout_metrics(phase: GrpoPhase, episodes: list[dict[str, Any]]) -> dict[st
     scores = [episode["score"] for episode in episodes if episode["score"] is not None]
     groups = [episodes[at : at + phase.group_size] for at in range(0, len(episodes), phase.group_size)]
     flat = sum(not any(group_advantages([episode["score"] for episode in group])) for group in groups)
-    return {
-        "reward": sum(scores) / len(scores),
-        "reward_accuracy": sum(score >= phase.pass_mark for score in scores) / len(scores),
+    metrics = {
         "zero_spread_groups": flat,
         "unscorable": len(episodes) - len(scores),
         "mean_new_tokens": sum(sum(episode["sampled"]) for episode in episodes) / len(episodes),
     }
+    if scores:
+        metrics["reward"] = sum(scores) / len(scores)
+        metrics["reward_accuracy"] = sum(score >= phase.pass_mark for score in scores) / len(scores)
+    return metrics

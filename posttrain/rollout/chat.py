@@ -14,6 +14,7 @@ from posttrain.engine.model import load_model
 from posttrain.errors import ChatFormatError, InputError
 from posttrain.recipe.types import PreparePhase, Recipe, Sampling
 from posttrain.rollout.sampler import Sampler
+from posttrain.run import recipe_file
 from posttrain.run.folder import RunFolder
 from posttrain.worlds.environment import Environment
 from posttrain.worlds.registry import start
@@ -101,10 +102,10 @@ class Talk:
 
 def chat(run: RunFolder, state_name: str | None) -> None:
     """Read lines, answer them; raises InputError when the run has no such model state."""
-    recipe = Recipe.model_validate_json(run.recipe.read_text())
+    recipe = recipe_file.load(run.recipe)
     states = finished_states(run, recipe)
     if not states:
-        raise InputError(f"run {run.path.name!r} has no trained model yet; type: posttrain resume {run.path.name}")
+        raise InputError(f"run {run.path.name!r} has no trained model yet; type: posttrain resume {run.words}")
     name = state_name or list(states)[-1]
     if name not in states:
         raise InputError(f"run {run.path.name!r} has no model state {name!r}; it has {', '.join(states)}")

@@ -18,6 +18,7 @@ from posttrain.run import faults
 from posttrain.run.folder import digest_file, fsync_folder, write_json_atomic
 
 MANIFEST = "manifest.json"
+FILES = ("optimizer.safetensors", "state.json", "trainable.safetensors")
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,15 @@ def verify(checkpoint: Path) -> None:
     """Raise CheckpointError unless every file has the size and digest of the manifest."""
     try:
         manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text())
+        if sorted(manifest) != list(FILES):
+            raise CheckpointError(f"{checkpoint / MANIFEST} lists {sorted(manifest)} instead of {list(FILES)}")
         for name, expected in manifest.items():
             file = checkpoint / name
             if file.stat().st_size != expected["bytes"]:
                 raise CheckpointError(f"{file} has {file.stat().st_size} bytes, its manifest says {expected['bytes']}")
             if digest_file(file) != expected["sha256"]:
                 raise CheckpointError(f"{file} does not have the digest of its manifest")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{checkpoint}: {error}") from error
 
 
@@ -128,7 +131,7 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
             aside = checkpoint.with_name(f"{checkpoint.name}.bad")
             shutil.rmtree(aside, ignore_errors=True)
             os.rename(checkpoint, aside)
-            messages.append(f"{error}; set aside as {aside.name}, going back to the checkpoint before it")
+            messages.append(f"{error}; set aside as {aside.name}")
             continue
         return checkpoint, messages
     return None, messages

@@ -76,5 +76,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def unfreeze_adapter(model: nn.Module) -> None:
+    """Make the adapter's factors trainable and nothing else."""
     for _, module in adapters.adapted(model):
-        module.requires_grad_(True)
+        module.lora_A.requires_grad_(True)
+        module.lora_B.requires_grad_(True)

@@ -142,6 +142,14 @@ def test_adapter_gradients_equal_stock_peft(toy, toy_adapter):
         assert abs(gradient.norm() / reference[name].norm() - 1) < 1e-4, name
 
 
+def test_only_the_adapter_is_trained(toy, toy_adapter):
+    model = load_model(toy, toy_adapter)
+    unfreeze_adapter(model)
+    assert all(".lora_" in name for name in trainable(model))
+    # 2 layers of q, k, v, o and both expert projections, two factors each
+    assert len(trainable(model)) == 2 * 6 * 2
+
+
 def test_adapter_survives_a_round_trip_bit_for_bit(toy, toy_adapter, tmp_path):
     model = load_model(toy, toy_adapter)
     adapters.save(model, tmp_path, str(toy))

@@ -1,14 +1,10 @@
 """What `run` and `resume` share: carrying a run out and summing it up."""
 
-import os
-from pathlib import Path
-
-from posttrain.cli.options import DEFAULT_RUNS_DIR
 from posttrain.cli.screen import TerminalScreen, table_console
 from posttrain.errors import GateFailed, PhaseFault, Stopped
 from posttrain.pipeline.curriculum import Request, carry_out
 from posttrain.report.summary import summary_rows
-from posttrain.run.folder import RunFolder
+from posttrain.run.folder import RunFolder, shortest
 
 
 def carry_out_and_summarise(run: RunFolder, request: Request) -> None:
@@ -23,8 +19,7 @@ def carry_out_and_summarise(run: RunFolder, request: Request) -> None:
         print_summary(run)
         raise
     except Stopped as stop:
-        where = runs_dir_flag(run)
-        raise Stopped(f"{stop}; continue with: posttrain resume {run.path.name}{where}") from stop
+        raise Stopped(f"{stop}; continue with: posttrain resume {run.words}") from stop
     if not worked:
         print(f"run {run.path.name}: nothing left to do")
     print_summary(run)
@@ -44,22 +39,9 @@ def print_summary(run: RunFolder) -> None:
 
 
 def print_next_steps(run: RunFolder) -> None:
-    place, name = shortest(run.path), run.path.name
-    where = runs_dir_flag(run)
-    print(f"report:   {place / 'report.html'}")
+    print(f"report:   {shortest(run.path) / 'report.html'}")
     for folder in sorted(path for path in run.path.glob("phases/*/exports/*") if path.is_dir()):
         print(f"exported: {shortest(folder)}")
     print("next:")
-    print(f"  posttrain chat {name}{where}")
-    print(f"  posttrain status {name}{where}")
-
-
-def runs_dir_flag(run: RunFolder) -> str:
-    """What has to be added to a command for it to find the run."""
-    return "" if run.path.parent == DEFAULT_RUNS_DIR.absolute() else f" --runs-dir {shortest(run.path.parent)}"
-
-
-def shortest(path: Path) -> Path:
-    """Relative to the current folder where that is shorter."""
-    relative = Path(os.path.relpath(path))
-    return relative if len(str(relative)) < len(str(path)) else path
+    print(f"  posttrain chat {run.words}")
+    print(f"  posttrain status {run.words}")

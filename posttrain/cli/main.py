@@ -1,12 +1,13 @@
 """The `posttrain` command: names of the commands and where they live; nothing is imported until it is needed."""
 
+import errno
 import importlib
 import sys
 from typing import Any
 
 import click
 
-from posttrain.errors import PosttrainError, Stopped
+from posttrain.errors import MachineError, PosttrainError, Stopped
 
 COMMANDS = {
     "run": ("Start a recipe's run, or continue it.", "posttrain.cli.run_command:run"),
@@ -52,6 +53,12 @@ class LazyGroup(click.Group):
             sys.stdout.flush()
             click.echo(f"{'stopped' if isinstance(error, Stopped) else 'error'}: {error}", err=True)
             context.exit(error.exit_code)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # click ends quietly when nobody reads on
+            sys.stdout.flush()
+            click.echo(f"error: {error}", err=True)
+            context.exit(MachineError.exit_code)
 
 
 def _print_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:

@@ -10,9 +10,7 @@ from posttrain.errors import InputError, RunFolderError
 from posttrain.recipe.flags import Flag, FlagValue
 from posttrain.recipe.spelling import did_you_mean
 from posttrain.recipe.types import Execution
-from posttrain.run.folder import RunFolder
-
-DEFAULT_RUNS_DIR = Path("runs")
+from posttrain.run.folder import DEFAULT_RUNS_DIR, RunFolder
 
 
 def runs_dir_option() -> click.Option:

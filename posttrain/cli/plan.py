@@ -24,7 +24,7 @@ from posttrain.recipe.types import (
     SftPhase,
 )
 from posttrain.run import recipe_file
-from posttrain.run.folder import RunFolder
+from posttrain.run.folder import RunFolder, shortest
 
 
 class PlanGroup(RecipeGroup):
@@ -64,8 +64,6 @@ def plan() -> None:
 
 def print_plan(run: RunFolder, recipe: Recipe, execution: Execution) -> None:
     """The recipe in short, then one row per phase with its standing and its needs."""
-    from posttrain.cli.carry_out import shortest
-
     planned = plan_run(run, recipe, execution)
     flags = ", ".join(f"{name} {value}" for name, value in recipe.flags.items())
     print(f"recipe  {recipe.name}{' with ' + flags if flags else ''}, seed {recipe.seed}")

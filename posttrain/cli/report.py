@@ -5,10 +5,10 @@ from pathlib import Path
 import click
 
 from posttrain.cli.options import existing_run, run_argument, runs_dir_option
+from posttrain.run.folder import shortest
 
 
 def _report(run_name: str, runs_dir: Path) -> None:
-    from posttrain.cli.carry_out import shortest
     from posttrain.report.page import write_report
 
     run = existing_run(run_name, runs_dir.absolute())

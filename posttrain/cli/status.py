@@ -5,10 +5,11 @@ from pathlib import Path
 import click
 
 from posttrain.cli.options import existing_run, run_names, runs_dir_option
+from posttrain.run.folder import shortest
 
 
 def _status(run_name: str | None, runs_dir: Path) -> None:
-    from posttrain.cli.carry_out import print_summary, shortest
+    from posttrain.cli.carry_out import print_summary
     from posttrain.run.lock import holder
 
     runs_dir = runs_dir.absolute()

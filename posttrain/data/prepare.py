@@ -14,7 +14,7 @@ import numpy as np
 from posttrain.chat.conversation import Conversation
 from posttrain.chat.render import Renderer, renderer
 from posttrain.chat.tokenizer import Tokenizer
-from posttrain.data.rows import ConversationRow, PairRow, Row, TaskRow, TextRow, read_rows
+from posttrain.data.rows import ConversationRow, PairRow, Row, TaskRow, TextRow, place_of, read_rows
 from posttrain.data.shard import FILES
 from posttrain.errors import ChatFormatError, DataError
 from posttrain.recipe.types import ChatFormat, Dataset, JsonlSource
@@ -83,7 +83,10 @@ def prepare_dataset(
     render, encoded = renderer(chat, tokenizer), Encoded()
     rows = list(_in_batches(read_rows(dataset), advance))
     for row in _in_batches(rows, advance):
-        sequences = _sequences(row, render, tokenizer)
+        try:
+            sequences = _sequences(row, render, tokenizer)
+        except ChatFormatError as error:
+            raise DataError(f"{place_of(dataset, row.id)}: id {row.id!r} cannot be rendered: {error}") from error
         if not encoded.drop(row, sequences, dataset.max_tokens):
             encoded.keep(row, sequences)
             if isinstance(row, PairRow):
@@ -109,22 +112,19 @@ def _in_batches(rows: Iterable[Row], advance: Callable[[float], None]) -> Iterat
 
 def _sequences(row: Row, render: Renderer, tokenizer: Tokenizer) -> list[Sequence]:
     """The token sequences that a row is trained on or, for a task, its prompt."""
-    try:
-        match row:
-            case TextRow():
-                tokens = [*tokenizer.encode_with_specials(row.text), tokenizer.special(END_OF_TEXT)]
-                # Nothing stands before the first token that could predict it.
-                return [(tokens, [False] + [True] * (len(tokens) - 1))]
-            case ConversationRow():
-                rendered = render.render(row.conversation)
-                return [(rendered.tokens, rendered.targets)]
-            case PairRow():
-                return [_completion(row.prompt, messages, render) for messages in (row.chosen, row.rejected)]
-            case TaskRow():
-                tokens = render.prompt(row.prompt)
-                return [(tokens, [False] * len(tokens))]
-    except ChatFormatError as error:
-        raise DataError(f"row {row.id}: {error}") from error
+    match row:
+        case TextRow():
+            tokens = [*tokenizer.encode_with_specials(row.text), tokenizer.special(END_OF_TEXT)]
+            # Nothing stands before the first token that could predict it.
+            return [(tokens, [False] + [True] * (len(tokens) - 1))]
+        case ConversationRow():
+            rendered = render.render(row.conversation)
+            return [(rendered.tokens, rendered.targets)]
+        case PairRow():
+            return [_completion(row.prompt, messages, render) for messages in (row.chosen, row.rejected)]
+        case TaskRow():
+            tokens = render.prompt(row.prompt)
+            return [(tokens, [False] * len(tokens))]
     raise AssertionError(type(row))
 
 

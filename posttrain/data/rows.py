@@ -102,10 +102,19 @@ def _source(source: Source, content: str) -> Iterator[tuple[str, Row]]:
 
 def read_rows(dataset: Dataset) -> Iterator[Row]:
     """Every row of every source in order. DataError names source, row and reason; ids are unique in a dataset."""
+    return (row for _, row in _placed(dataset))
+
+
+def place_of(dataset: Dataset, row_id: str) -> str:
+    """Source and number of a row, for a message about it."""
+    return next(where for where, row in _placed(dataset) if row.id == row_id)
+
+
+def _placed(dataset: Dataset) -> Iterator[tuple[str, Row]]:
     seen: dict[str, str] = {}
     for source in dataset.sources:
         for where, row in _source(source, dataset.content):
             if row.id in seen:
                 raise DataError(f"{where}: id {row.id!r} is already that of {seen[row.id]}, in dataset {dataset.name}")
             seen[row.id] = where
-            yield row
+            yield where, row

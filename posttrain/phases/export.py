@@ -44,7 +44,7 @@ class Work:
     def write(self, format_name: str, settings: dict[str, Any], fill: Callable[[Path], None]) -> Path:
         """Fill `exports/<format>` unless an earlier attempt finished it from the same state."""
         if self.context.stop_requested():
-            raise Stopped(f"stopped before writing {format_name}; continue with: posttrain resume")
+            raise Stopped(f"stopped in {self.phase.name} before writing {format_name}")
         target = self.context.folder.export(format_name)
         made_from = {"base": self.state.base_digest, "adapter": self.state.adapter_digest, **settings}
         if is_committed(target, made_from):
@@ -114,9 +114,7 @@ def choose(context: PhaseContext, phase: ExportPhase) -> tuple[Candidate, list[d
         found = context.results[candidate.evaluation]["metrics"]
         missing = [name for name in phase.metrics if name not in found]
         if missing:
-            raise PhaseFault(
-                f"export: evaluation {candidate.evaluation} has no metric {missing[0]!r}; it has {sorted(found)}"
-            )
+            raise PhaseFault(f"evaluation {candidate.evaluation} has no metric {missing[0]!r}; it has {sorted(found)}")
         values = {name: found[name] for name in phase.metrics}
         mean = sum(values.values()) / len(values)
         table.append({"model": candidate.model, "evaluation": candidate.evaluation, **values, "mean": mean})
@@ -135,8 +133,7 @@ def verification_inputs(
     shard = Shard(context.dataset_folder(phase.verify_dataset))
     if shard.num_rows < phase.verify_prompts:
         raise PhaseFault(
-            f"export: dataset {phase.verify_dataset} has {shard.num_rows} rows, verify_prompts asks for "
-            f"{phase.verify_prompts}"
+            f"dataset {phase.verify_dataset} has {shard.num_rows} rows, verify_prompts asks for {phase.verify_prompts}"
         )
     rows = [shard.row(number) for number in range(phase.verify_prompts)]
     conversations = [Conversation.model_validate(row["prompt"]) for row in rows]
@@ -201,7 +198,7 @@ def verify_hf(work: Work, hf: Path) -> None:
     for row in rows:
         if row.status == "differs":
             raise PhaseFault(
-                f"export: {row.pair} differ by {row.max_abs:.3g} (mean {row.mean_abs:.3g}, KL {row.kl:.3g}, greedy "
+                f"{row.pair} differ by {row.max_abs:.3g} (mean {row.mean_abs:.3g}, KL {row.kl:.3g}, greedy "
                 f"agreement {row.greedy_agreement:.3f}) on {row.prompts} prompts; the limit is {phase.tolerance_logits}"
             )
         if row.status == "unverified":

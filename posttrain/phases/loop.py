@@ -67,7 +67,6 @@ class TrainingLoop:
         self.optimizer = make_optimizer(self.optimizer_spec, parameters.values())
         self.state = TrainingState(parameters, self.optimizer, self.identity)
         self.done = 0
-        self.resumed_from = 0
         self._shown: dict[str, str] = {}
 
     def learning_rate(self, step: int) -> float:
@@ -79,9 +78,12 @@ class TrainingLoop:
         found, messages = checkpoint.newest(folder)
         for message in messages:
             self.context.journal.write("checkpoint_set_aside", phase=folder.name, message=message)
-            self.context.say(message)
+            self.context.say(f"{folder.name}: {message}")
         if found is not None:
-            self.done = self.resumed_from = self.state.restore(found)
+            self.done = self.state.restore(found)
+            self.context.say(f"{folder.name}: continues after step {self.done} of {self.steps}, from {found.name}")
+        elif messages:
+            self.context.say(f"{folder.name}: no checkpoint is left, begins again at step 1")
         keep_rows_up_to(self.context.folder.metrics, self.done)
         with self.context.progress(folder.name, self.steps, "steps", self.done) as progress:
             for step in range(self.done + 1, self.steps + 1):

@@ -31,7 +31,7 @@ def run(context: PhaseContext, phase: PreparePhase) -> PhaseOutcome:
         for what, count in description["counts"].items()
     }
     if not described:
-        raise PhaseFault(f"{phase.name} has no datasets; give it at least one, or leave the phase out")
+        raise PhaseFault("it has no datasets; give it at least one, or leave the phase out")
     details = {"datasets": {name: {k: d[k] for k in ("content", "counts", "digest")} for name, d in described.items()}}
     metrics = {name: float(value) for name, value in counts.items()}
     outputs = tuple(context.folder.data / name for name in described)

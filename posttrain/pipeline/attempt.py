@@ -83,8 +83,8 @@ def _disk_message(error: BaseException, run: RunFolder) -> str:
     where = getattr(error, "filename", None) or run.path
     return (
         f"the disk is full: writing {Path(str(where)).name} failed with {free:,.0f} MB free in {run.path.parent}. "
-        f"What was committed is kept. `posttrain plan {run.path.name}` shows the space that is needed; "
-        f"free it and type: posttrain resume {run.path.name}"
+        f"What was committed is kept. `posttrain plan {run.words}` shows the space that is needed; "
+        f"free it and type: posttrain resume {run.words}"
     )
 
 

@@ -8,7 +8,7 @@ import shutil
 import time
 from dataclasses import dataclass, field
 
-from posttrain.errors import GateFailed, InputError, RunFolderError, Stopped
+from posttrain.errors import GateFailed, InputError, PhaseFault, RunFolderError, Stopped
 from posttrain.host import machine
 from posttrain.phases.context import ModelState, PhaseContext, PhaseFunction
 from posttrain.pipeline import gates
@@ -66,7 +66,7 @@ def refuse_other_recipe(run: RunFolder, recipe: Recipe) -> None:
         lines = "\n".join(f"  {line}" for line in difference(stored, recipe))
         raise RunFolderError(
             f"run {run.path.name!r} was made by another recipe; these fields differ (its value -> yours):\n{lines}\n"
-            f"To go on with its own recipe type: posttrain resume {run.path.name}\n"
+            f"To go on with its own recipe type: posttrain resume {run.words}\n"
             f"To start a run with yours add --name NEW_NAME"
         )
 
@@ -166,7 +166,10 @@ class Curriculum:
 
         started, clock = time.time(), time.perf_counter()
         function: PhaseFunction = importlib.import_module(f"posttrain.phases.{phase.kind}").run
-        outcome = function(self._context(phase, found.fingerprint, base), phase)
+        try:
+            outcome = function(self._context(phase, found.fingerprint, base), phase)
+        except PhaseFault as fault:
+            raise PhaseFault(f"phase {phase.name!r}: {fault}") from fault
 
         faults.reach("phase.before_result")
         result = {
@@ -238,7 +241,7 @@ class Curriculum:
         barred = [one for one in gates.failed(verdicts, hard=True) if (phase.name, one["gate"]["name"]) not in accepted]
         if not barred:
             return
-        name, run = phase.name, self.run.path.name
+        name, run = phase.name, self.run.words
         numbers = {one["gate"]["name"]: one["reason"] for one in barred}
         lines = "\n".join(f"  {gate}: {reason}" for gate, reason in numbers.items())
         accepts = " ".join(f"--accept {name}:{gate}" for gate in numbers)

@@ -85,7 +85,8 @@ def _import_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(specification)
     sys.modules[specification.name] = module
     try:
-        specification.loader.exec_module(module)
+        with drafting():
+            specification.loader.exec_module(module)
     except (SyntaxError, ImportError, NameError) as error:
         raise RecipeError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     return module

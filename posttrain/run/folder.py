@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from posttrain.errors import RunFolderError
 
 ASSETS = Path(__file__).parent.parent / "assets"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+DEFAULT_RUNS_DIR = Path("runs")
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,20 @@ class RunFolder:
 
     def phase(self, name: str) -> PhaseFolder:
         return PhaseFolder(self.path / "phases" / name)
+
+    @property
+    def words(self) -> str:
+        """What to type after `posttrain resume`, `status` or `chat` for it to find this run from the current folder."""
+        runs_dir = self.path.absolute().parent
+        if runs_dir == DEFAULT_RUNS_DIR.absolute():
+            return self.path.name
+        return f"{self.path.name} --runs-dir {shlex.quote(str(shortest(runs_dir)))}"
+
+
+def shortest(path: Path) -> Path:
+    """Relative to the current folder where that is shorter."""
+    relative = Path(os.path.relpath(path))
+    return relative if len(str(relative)) < len(str(path)) else path
 
 
 def fsync_folder(folder: Path) -> None:

@@ -92,8 +92,8 @@ QUICK = Sizes(
     group_size=8,
     samples_per_step=16,
     rank=16,
-    tool_loss=0.5,
-    agent_loss=0.5,
+    tool_loss=0.6,
+    agent_loss=1.2,
     merge_gates=(*MERGE_GATES, value_gate("smoke_ok", ">=", 1.0)),
 )
 

@@ -38,30 +38,40 @@ def tiny_base(
         sliding_window=128,
         initializer_range=0.06,
     )
-    prepare = PreparePhase(
+    phases = (
+        text_data("data", "language", ("language", documents), seed=seed),
+        pretraining("pretrain", "base", "language", steps, learning_rate=4e-3),
+        text_data("more_data", "words", ("words", documents // 8), ("language", documents // 8), seed=seed + 1),
+        pretraining("widen", "pretrain", "words", steps // 4, learning_rate=2e-3),
+        MergePhase(kind="merge", name="store", model="widen", dtype="bfloat16", gates=()),
+    )
+    return Recipe(name="tiny_base", flags=flags, seed=seed, base=base, chat=CHAT, phases=phases)
+
+
+def text_data(name: str, dataset: str, *worlds: tuple[str, int], seed: int) -> PreparePhase:
+    sources = tuple(
+        WorldSource(kind="world", world=world, split="train", count=count, seed=seed) for world, count in worlds
+    )
+    return PreparePhase(
         kind="prepare",
-        name="data",
-        datasets=(
-            Dataset(
-                name="language",
-                content="text",
-                sources=(WorldSource(kind="world", world="language", split="train", count=documents, seed=seed),),
-                max_tokens=1024,
-            ),
-        ),
+        name=name,
+        datasets=(Dataset(name=dataset, content="text", sources=sources, max_tokens=1024),),
         gates=(),
     )
-    pretrain = SftPhase(
+
+
+def pretraining(name: str, model: str, dataset: str, steps: int, learning_rate: float) -> SftPhase:
+    return SftPhase(
         kind="sft",
-        name="pretrain",
-        model="base",
-        dataset="language",
+        name=name,
+        model=model,
+        dataset=dataset,
         trainable=FullParameters(kind="full"),
         precision="float32",
         samples_per_step=128,
         steps=steps,
         optimizer=AdamW(
-            learning_rate=4e-3,
+            learning_rate=learning_rate,
             weight_decay=0.1,
             beta1=0.9,
             beta2=0.98,
@@ -84,5 +94,3 @@ def tiny_base(
             ),
         ),
     )
-    store = MergePhase(kind="merge", name="store", model="pretrain", dtype="bfloat16", gates=())
-    return Recipe(name="tiny_base", flags=flags, seed=seed, base=base, chat=CHAT, phases=(prepare, pretrain, store))

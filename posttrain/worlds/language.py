@@ -59,9 +59,13 @@ def _copy_specials(rng: random.Random, split: Split) -> str:
 
 
 def _copy_random(rng: random.Random, split: Split) -> str:
-    """Syllables, signs and words in no order, several times over: nothing but the copy can be predicted."""
+    return scrambled(rng, split, STOCK)
+
+
+def scrambled(rng: random.Random, split: Split, stock: tuple[str, ...]) -> str:
+    """Pieces of `stock` in no order, several times over: nothing but the copy can be predicted."""
     while True:
-        text = "".join(rng.choices(STOCK, k=rng.randint(6, 32)))
+        text = "".join(rng.choices(stock, k=rng.randint(6, 32)))
         copies = text * rng.choice((2, 3, 4, 5))
         # Syllables that meet by chance must not spell a name of the other split.
         if all(split_of(word) == split for word in NAME_LIKE.findall(copies)):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from posttrain.errors import DataError
-from posttrain.worlds import agent, language, preferences, repair, tools
+from posttrain.worlds import agent, language, preferences, repair, tools, words
 from posttrain.worlds.environment import Environment
 from posttrain.worlds.names import Split
 
@@ -14,6 +14,7 @@ Maker = Callable[[random.Random, Split], dict[str, Any]]
 
 MAKERS: dict[tuple[str, str], Maker] = {
     ("language", "text"): language.document,
+    ("words", "text"): words.document,
     ("tools", "conversations"): tools.conversation,
     ("tools", "tasks"): tools.task,
     ("agent", "conversations"): agent.conversation,

@@ -7,8 +7,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import MachineError
-
 
 def cpu_model() -> str:
     try:
@@ -35,12 +33,6 @@ def gpu_names() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return [line.strip() for line in listed.splitlines() if line.strip()]
-
-
-def require_device(device: str) -> None:
-    """MachineError when the device is not there."""
-    if device == "cuda" and not gpu_names():
-        raise MachineError("--device cuda: the driver lists no NVIDIA GPU here (nvidia-smi); use --device cpu")
 
 
 def free_bytes(folder: Path) -> int:

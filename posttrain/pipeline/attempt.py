@@ -29,7 +29,6 @@ class Attempt:
 @contextlib.contextmanager
 def attempt(run: RunFolder, recipe: Recipe, source: str, execution: Execution, screen: Screen) -> Iterator[Attempt]:
     """Begin an attempt at a run whose lock is held. Errors leave it typed, journalled and logged."""
-    machine.require_device(execution.device)
     machine.set_thread_environment(execution.threads)
     digest = recipe_file.digest(recipe)
     number = manifest.begin_attempt(run, digest, source, recipe.seed, execution, machine.facts())

@@ -304,7 +304,7 @@ class Recipe(Frozen):
 class Execution(Frozen):
     """How this machine carries the recipe out. May change between attempts; every attempt records it."""
 
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Literal["cpu"] = "cpu"
     threads: Positive = 2
     micro_batch_tokens: Positive = 8192
     """Tokens of one forward and backward pass, at most; an item longer than this goes alone."""

@@ -155,7 +155,7 @@ def curriculum(
             beta=0.1,
             pairs_per_step=16,
             steps=sizes.preference_steps,
-            optimizer=adamw(1e-4),
+            optimizer=adamw(2e-5),
             gates=(),
         ),
         evaluation("eval_preference", "preference"),

@@ -42,9 +42,10 @@ def test_tool_rows_share_no_name_and_no_tool() -> None:
     assert {tool.split("_")[1] for tool in tools["train"]}.isdisjoint(tool.split("_")[1] for tool in tools["heldout"])
 
 
-def test_language_of_the_base_holds_no_heldout_name() -> None:
+@pytest.mark.parametrize("world", ["language", "words"])
+def test_language_of_the_base_holds_no_heldout_name(world: str) -> None:
     held = {word for row in rows("tools", "tasks", "heldout", 2000, 0) for word in names_in(row)}
-    for row in rows("language", "text", "train", 3000, 0):
+    for row in rows(world, "text", "train", 3000, 0):
         # Values that a string function returns are cut and repeated names, not names.
         text = "\n".join(line for line in row["text"].split("\n") if not line.startswith("assert"))
         assert not held & set(NAME_LIKE.findall(text)), text

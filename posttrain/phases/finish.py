@@ -19,20 +19,25 @@ def save_state(
 ) -> tuple[ModelState, tuple[Path, ...]]:
     """Write a PEFT adapter, or a Hugging Face folder after full-parameter training, whole or not at all."""
     final = context.folder.final
-    temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
+    # One process at a time writes to a run, so what lies here is what a killed attempt left.
+    temporary = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
     before = context.states[phase.model]
     full = isinstance(phase.trainable, FullParameters)
-    if full:
-        shutil.copytree(context.base_folder(before), temporary, ignore=shutil.ignore_patterns("*.safetensors*"))
-        save_model(model, temporary)
-    else:
-        adapters.save(model, temporary, before.base)
-    for file in files_below(temporary):
-        with open(file, "rb") as handle:
-            os.fsync(handle.fileno())
-    faults.reach("train.before_final")
-    shutil.rmtree(final, ignore_errors=True)
-    os.rename(temporary, final)
+    try:
+        if full:
+            shutil.copytree(context.base_folder(before), temporary, ignore=shutil.ignore_patterns("*.safetensors*"))
+            save_model(model, temporary)
+        else:
+            adapters.save(model, temporary, before.base)
+        for file in files_below(temporary):
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+        faults.reach("train.before_final")
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     fsync_folder(final.parent)
     faults.reach("train.after_final")
     place = str(final.relative_to(context.run.path))

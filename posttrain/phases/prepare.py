@@ -1,12 +1,14 @@
 """Prepare: every dataset of the phase, read, checked, rendered and committed, one after another."""
 
+from pathlib import Path
 from typing import Any
 
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.data.prepare import committed, prepare_dataset, spec_digest
 from posttrain.errors import PhaseFault, Stopped
 from posttrain.phases.context import PhaseContext, PhaseOutcome
-from posttrain.recipe.types import Dataset, PreparePhase, WorldSource
+from posttrain.recipe.types import Dataset, JsonlSource, PreparePhase, WorldSource
+from posttrain.run.folder import digest_file
 
 
 def run(context: PhaseContext, phase: PreparePhase) -> PhaseOutcome:
@@ -32,10 +34,28 @@ def run(context: PhaseContext, phase: PreparePhase) -> PhaseOutcome:
     }
     if not described:
         raise PhaseFault("it has no datasets; give it at least one, or leave the phase out")
-    details = {"datasets": {name: {k: d[k] for k in ("content", "counts", "digest")} for name, d in described.items()}}
+    details = {
+        "datasets": {name: {k: d[k] for k in ("content", "counts", "digest")} for name, d in described.items()},
+        "sources": source_files(phase),
+    }
     metrics = {name: float(value) for name, value in counts.items()}
     outputs = tuple(context.folder.data / name for name in described)
     return PhaseOutcome(outputs, metrics, counts, details=details)
+
+
+def source_files(phase: PreparePhase) -> list[dict[str, Any]]:
+    """The local files that were read, as they are now: the pipeline compares with it later."""
+    sources = [source for dataset in phase.datasets for source in dataset.sources]
+    paths = [Path(source.path).absolute() for source in sources if isinstance(source, JsonlSource)]
+    return [
+        {
+            "path": str(path),
+            "mtime_ns": path.stat().st_mtime_ns,
+            "bytes": path.stat().st_size,
+            "sha256": digest_file(path),
+        }
+        for path in paths
+    ]
 
 
 def expected_rows(dataset: Dataset) -> float:

@@ -62,6 +62,14 @@ def _fault_of(path: Path, recorded: dict[str, Any]) -> str | None:
     return None
 
 
+def changed_source(result: Result) -> str | None:
+    """The first local data file that is not what was read; one that is gone changes nothing that was made of it."""
+    for source in result["details"].get("sources", ()):
+        if Path(source["path"]).exists() and _fault_of(Path(source["path"]), source) is not None:
+            return str(source["path"])
+    return None
+
+
 def list_outputs(folder: PhaseFolder, outputs: Iterable[Path]) -> list[dict[str, Any]]:
     """Every output file with size and digest, in sorted order."""
     listed = {}

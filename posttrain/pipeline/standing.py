@@ -6,7 +6,7 @@ from typing import Literal
 
 from posttrain.phases.context import ModelState
 from posttrain.pipeline.history import History
-from posttrain.pipeline.results import Result, damaged_output, identity, read_result, state_of
+from posttrain.pipeline.results import Result, changed_source, damaged_output, identity, read_result, state_of
 from posttrain.recipe.inputs import phases_read
 from posttrain.recipe.types import Phase, Recipe
 from posttrain.run.folder import RunFolder, digest_json
@@ -55,6 +55,9 @@ def standing(
     result, fault = read_result(folder)
     damaged = None
     if result is not None and result["fingerprint"] == expected:
+        changed = changed_source(result)
+        if changed is not None:
+            return Standing("restart", f"{changed} changed since it was read", expected)
         damaged = damaged_output(folder, result)
         if damaged is None:
             return Standing("skip", "complete and unchanged", expected, result)

@@ -124,8 +124,18 @@ def test_a_truncated_row_is_named_and_the_run_goes_on_once_it_is_mended(tmp_path
     rows.write_text(whole)
     done = run_small(tmp_path, "--rows", rows)
     assert done.returncode == 0, done.stderr
-    prepared = json.loads((tmp_path / "own" / "phases" / "data" / "result.json").read_text())
-    assert prepared["counts"]["own.rows"] == 4
+    prepared = tmp_path / "own" / "phases" / "data" / "result.json"
+    assert json.loads(prepared.read_text())["counts"]["own.rows"] == 4
+
+    # A file that is gone takes nothing with it; one that was edited is read again.
+    made = prepared.read_bytes()
+    rows.unlink()
+    assert "nothing left to do" in run_small(tmp_path, "--rows", rows).stdout
+    assert prepared.read_bytes() == made
+    rows.write_text(whole + json.dumps(conversation(4)) + "\n")
+    again = run_small(tmp_path, "--rows", rows, fault="train.step:kill")
+    assert again.returncode == KILLED and f"{rows} changed since it was read" in again.stdout
+    assert json.loads(prepared.read_text())["counts"]["own.rows"] == 5
 
 
 def test_a_row_that_cannot_be_rendered_is_named_with_its_file(tmp_path: Path) -> None:

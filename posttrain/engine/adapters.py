@@ -35,8 +35,8 @@ class LoraLinear(nn.Module):
         self.scale = scale
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        low = nn.functional.linear(x, self.lora_A)
-        return self.base(x) + nn.functional.linear(low, self.lora_B) * self.scale
+        low = nn.functional.linear(x, self.lora_A) * self.scale
+        return self.base(x) + nn.functional.linear(low, self.lora_B)
 
 
 def _is_experts(module: nn.Module) -> bool:

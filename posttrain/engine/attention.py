@@ -6,7 +6,7 @@ folded in afterwards through the log-sum-exp, which is exact in both directions 
 Axes: T row position, H query head, K key-value head, D head size, B slot of the decode batch, S key position.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -168,13 +168,15 @@ class SlotCache:
         self.values: list[torch.Tensor | None] = [None] * num_layers
         self.lengths_B = torch.zeros(slots, dtype=torch.long)
 
-    def fill(self, layer: int, rows: Sequence[tuple[int, int]], k_1KTD: torch.Tensor, v_1KTD: torch.Tensor) -> None:
-        """Copy row ranges of a prefilled packed row into the slots, one range per slot."""
+    def fill(self, layer: int, rows: Mapping[int, tuple[int, int]], k_1KTD: torch.Tensor, v_1KTD: torch.Tensor) -> None:
+        """Copy ranges of a prefilled packed row into the slots they are for."""
         for store, source in ((self.keys, k_1KTD), (self.values, v_1KTD)):
-            filled = source.new_zeros(self.slots, source.shape[1], self.positions, source.shape[3])
-            for slot, (start, stop) in enumerate(rows):
+            filled = store[layer]
+            if filled is None:
+                filled = source.new_zeros(self.slots, source.shape[1], self.positions, source.shape[3])
+                store[layer] = filled
+            for slot, (start, stop) in rows.items():
                 filled[slot, :, : stop - start] = source[0, :, start:stop]
-            store[layer] = filled
 
     def append(self, layer: int, k_BK1D: torch.Tensor, v_BK1D: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Store one position per slot at its length; the caller raises the lengths after the last layer."""
@@ -195,10 +197,10 @@ class SlotCache:
 
 @dataclass
 class Prefill:
-    """Asks a packed forward pass to leave its keys and values in `cache`, one row range per slot."""
+    """Asks a packed forward pass to leave its keys and values in `cache`: row range by slot."""
 
     cache: SlotCache
-    rows: Sequence[tuple[int, int]]
+    rows: Mapping[int, tuple[int, int]]
 
 
 def _decode(

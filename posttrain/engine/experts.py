@@ -75,8 +75,9 @@ class ExpertAdapter(torch.nn.Module):
         self.scale = scale
 
     def forward(self, x_NI: torch.Tensor, bounds: list[int]) -> torch.Tensor:
-        low_NR = grouped_product(x_NI, self.lora_A, None, bounds)
-        return grouped_product(low_NR, self.lora_B, None, bounds) * self.scale
+        # Scaled where it is narrowest: R columns instead of O.
+        low_NR = grouped_product(x_NI, self.lora_A, None, bounds) * self.scale
+        return grouped_product(low_NR, self.lora_B, None, bounds)
 
 
 def project(experts: Any, name: str, x_NI: torch.Tensor, bounds: list[int]) -> torch.Tensor:

@@ -16,8 +16,11 @@ from transformers import PreTrainedModel
 
 from posttrain.engine.attention import Prefill, SlotCache
 from posttrain.engine.forward import head_weight, precision_context
-from posttrain.engine.packing import Item, pack
+from posttrain.engine.packing import Item, pack, plan_micro_batches
 from posttrain.recipe.types import Precision, Sampling
+
+PREFILL_TOKENS = 8192
+"""Prompts go through the model in rows of so many tokens, at most: longer ones fall out of the processor's caches."""
 
 
 @dataclass(frozen=True)
@@ -89,29 +92,30 @@ class Sampler:
 
     def _prefill(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[SlotCache, torch.Tensor]:
         """Run each distinct prompt once; returns the filled cache and the first logits [B, V]."""
-        distinct: dict[tuple[int, ...], tuple[int, int]] = {}
-        at = 0
-        for prompt in prompts:
-            key = tuple(prompt)
-            if key not in distinct:
-                distinct[key] = (at, at + len(key))
-                at += len(key)
-        none = np.empty(0, np.int64)
-        items = [Item(none, (np.array(ids),), (np.zeros(len(ids), bool),)) for ids in distinct]
-        batch = pack(items, 0)
-        rows = [distinct[tuple(prompt)] for prompt in prompts]
+        slots: dict[tuple[int, ...], list[int]] = {}
+        for slot, prompt in enumerate(prompts):
+            slots.setdefault(tuple(prompt), []).append(slot)
         positions = max(map(len, prompts)) + max_new_tokens
         cache = SlotCache(self.model.config.num_hidden_layers, len(prompts), positions)
         cache.lengths_B = torch.tensor([len(prompt) for prompt in prompts])
-        hidden_1TH = self.model.get_decoder()(
-            input_ids=batch.input_ids_1T,
-            position_ids=batch.position_ids_1T,
-            use_cache=False,
-            plan=batch.plan,
-            prefill=Prefill(cache, rows),
-        ).last_hidden_state
-        last_B = torch.tensor([stop - 1 for _, stop in rows])
-        return cache, self._logits(hidden_1TH[0].index_select(0, last_B))
+        none = np.empty(0, np.int64)
+        items = [Item(none, (np.array(ids),), (np.zeros(len(ids), bool),)) for ids in slots]
+        by_slot: list[torch.Tensor] = [torch.empty(0)] * len(prompts)
+        for group in plan_micro_batches([item.size for item in items], PREFILL_TOKENS):
+            batch = pack([items[number] for number in group], 0)
+            segments = [(segment.start, segment.stop) for segment in batch.plan.segments]
+            owners = [slots[tuple(items[number].tokens[0].tolist())] for number in group]
+            rows = {slot: span for span, owned in zip(segments, owners, strict=True) for slot in owned}
+            hidden_1TH = self.model.get_decoder()(
+                input_ids=batch.input_ids_1T,
+                position_ids=batch.position_ids_1T,
+                use_cache=False,
+                plan=batch.plan,
+                prefill=Prefill(cache, rows),
+            ).last_hidden_state
+            for slot, (_, stop) in rows.items():
+                by_slot[slot] = hidden_1TH[0, stop - 1]
+        return cache, self._logits(torch.stack(by_slot))
 
     def _decode(self, token_B: torch.Tensor, cache: SlotCache) -> torch.Tensor:
         hidden_B1H = self.model.get_decoder()(

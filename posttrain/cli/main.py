@@ -51,7 +51,7 @@ class LazyGroup(click.Group):
             return super().invoke(context)
         except PosttrainError as error:
             sys.stdout.flush()
-            click.echo(f"{'stopped' if isinstance(error, Stopped) else 'error'}: {error}", err=True)
+            click.echo(str(error) if isinstance(error, Stopped) else f"error: {error}", err=True)
             context.exit(error.exit_code)
         except OSError as error:
             if error.errno == errno.EPIPE:

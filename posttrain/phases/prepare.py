@@ -17,7 +17,7 @@ def run(context: PhaseContext, phase: PreparePhase) -> PhaseOutcome:
     described: dict[str, dict[str, Any]] = {}
     for dataset in phase.datasets:
         if context.stop_requested():
-            raise Stopped(f"{phase.name}: stopped before dataset {dataset.name}; what is prepared stays")
+            raise Stopped(f"stopped in {phase.name} before dataset {dataset.name}; what is prepared stays")
         folder = context.folder.data / dataset.name
         spec = spec_digest(dataset, context.recipe.chat, base / "tokenizer.json")
         description = committed(folder, spec)

@@ -59,7 +59,7 @@ def _typed(error: BaseException, run: RunFolder, log: AttemptLog) -> BaseExcepti
         log.write("".join(traceback.format_exception(error)))
         return MachineError(_disk_message(error, run))
     if isinstance(error, KeyboardInterrupt):
-        return Stopped("interrupted")
+        return Stopped("stopped at once by an interrupt; work since the last save is lost")
     if isinstance(error, PosttrainError) or not isinstance(error, Exception):
         return error
     log.write("".join(traceback.format_exception(error)))

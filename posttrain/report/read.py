@@ -171,6 +171,8 @@ def _skipped_in_last_attempt(name: str, events: tuple[Row, ...]) -> bool:
 
 def _times(result: Row, own: list[Row]) -> tuple[float | None, float | None, float | None]:
     """Unix seconds of begin and end, and the seconds spent."""
+    starts = [place for place, event in enumerate(own) if event.get("event") == "phase_started"]
+    own = own[starts[-1] :] if starts else own
     begins = [t for e in own if e.get("event") in ("phase_started", "phase_resumed") if (t := number(e.get("time")))]
     if result:
         started, finished = number(result.get("started")), number(result.get("finished"))

@@ -266,7 +266,7 @@ def test_a_second_process_is_refused_and_sigterm_stops_the_first_resumably(undis
     assert f"held by process {first.pid}" in seen.stdout
     assert first.returncode == 4, complaint
     assert "SIGTERM: finishing the step and saving" in said
-    assert complaint.startswith("stopped: ")
+    assert complaint.startswith("stopped ")
     assert f"posttrain resume smoke --runs-dir {shortest(tmp_path)}" in complaint
 
     resumed = posttrain("resume", "smoke", "--runs-dir", str(tmp_path))

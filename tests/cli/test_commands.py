@@ -37,7 +37,7 @@ def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
         (["run", "smoke", "--name", "../x"], "run name '../x' is not allowed"),
         (["status", "nothing"], "there is no run 'nothing'"),
         (["resume", "../x"], "run name '../x' is not allowed"),
-        (["run", "smoke", "--device", "tpu"], "'tpu' is not one of"),
+        (["run", "smoke", "--device", "tpu"], "Invalid value for '--device': 'tpu'"),
         (["plan", "smok"], "did you mean smoke"),
     ],
 )

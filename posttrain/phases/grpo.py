@@ -41,7 +41,7 @@ def run(context: PhaseContext, phase: GrpoPhase) -> PhaseOutcome:
                 for place in range(len(numbers))
             ]
             played = run_episodes(sampler, render, [tasks.row(n) for n in numbers], seeds, phase.sampling)
-            episodes = [as_row(step, place, episode, render) for place, episode in enumerate(played)]
+            episodes = [as_row(phase, step, place, episode, render) for place, episode in enumerate(played)]
             append_lines(context.folder.samples, episodes, sync=True)
             faults.reach("grpo.episodes_written")
         report = update(context, phase, loop, episodes, step)
@@ -62,14 +62,15 @@ def episode_counts(context: PhaseContext, phase: GrpoPhase) -> dict[str, int]:
     }
 
 
-def as_row(step: int, place: int, episode: Episode, render: Renderer) -> dict[str, Any]:
+def as_row(phase: GrpoPhase, step: int, place: int, episode: Episode, render: Renderer) -> dict[str, Any]:
     """An episode as its line in samples.jsonl; what the model never finished is masked, not scored 0."""
     tokens, sampled, logprobs = trimmed(episode)
     score = episode.score
     assert score is not None
-    value, reason = score.value, score.reason
-    if episode.ended == "length":
-        value, reason = None, "truncated"
+    value: float | None = None
+    reason = "truncated" if episode.ended == "length" else score.reason
+    if reason is None:
+        value = sum(weight * score.parts[part] for part, weight in phase.reward.items())
     return {
         "step": step,
         "place": place,

@@ -243,6 +243,8 @@ class GrpoPhase(PhaseBase):
     updates_per_rollout: Positive
     clip_low: Annotated[float, Field(gt=0, lt=1)]
     clip_high: Annotated[float, Field(gt=0)]
+    reward: dict[str, float]
+    """Weights of the score's parts, by name; a part without one is only recorded."""
     pass_mark: float
     """An episode whose score reaches it counts as solved in `reward_accuracy`."""
     sampling: Sampling

@@ -12,6 +12,7 @@ from posttrain.data.shard import Shard
 from posttrain.engine.objectives import dr_grpo_sum, group_advantages
 from posttrain.engine.packing import Item, MicroBatch
 from posttrain.engine.step import StepReport, train_step
+from posttrain.errors import PhaseFault
 from posttrain.phases.context import PhaseContext, PhaseOutcome
 from posttrain.phases.finish import save_state
 from posttrain.phases.loop import TrainingLoop, load_trainable
@@ -70,6 +71,8 @@ def as_row(phase: GrpoPhase, step: int, place: int, episode: Episode, render: Re
     value: float | None = None
     reason = "truncated" if episode.ended == "length" else score.reason
     if reason is None:
+        if unknown := phase.reward.keys() - score.parts.keys():
+            raise PhaseFault(f"{phase.name}.reward: no part {sorted(unknown)}; this world has {sorted(score.parts)}")
         value = sum(weight * score.parts[part] for part, weight in phase.reward.items())
     return {
         "step": step,

@@ -108,10 +108,11 @@ def _long(rng: random.Random, drawn: Case, split: Split) -> Conversation:
 
 
 def conversation(rng: random.Random, split: Split) -> dict[str, Any]:
+    # Mostly the long form: the interface of the repair tasks stays rare, and is what RL then learns.
     drawn, shape = case(rng, split), rng.random()
-    if shape < 0.65:
+    if shape < 0.1:
         made = _short(rng, drawn)
-    elif shape < 0.8:
+    elif shape < 0.25:
         made = _correcting(rng, drawn)
     else:
         made = _long(rng, drawn, split)

@@ -80,8 +80,8 @@ class Sizes:
 
 
 QUICK = Sizes(
-    tool_rows=2560,
-    tool_steps=160,
+    tool_rows=3200,
+    tool_steps=200,
     agent_rows=2000,
     agent_steps=150,
     pairs=600,
@@ -126,7 +126,7 @@ def curriculum(
             precision="float32",
             samples_per_step=sizes.samples_per_step,
             steps=sizes.tool_steps,
-            optimizer=adamw(2e-3),
+            optimizer=adamw(3e-3),
             gates=(loss_gate(sizes.tool_loss, sizes.tool_steps),),
         ),
         evaluation("eval_tool_sft", "tool_sft"),
@@ -140,7 +140,7 @@ def curriculum(
             precision="float32",
             samples_per_step=sizes.samples_per_step,
             steps=sizes.agent_steps,
-            optimizer=adamw(2e-3),
+            optimizer=adamw(3e-3),
             gates=(loss_gate(sizes.agent_loss, sizes.agent_steps),),
         ),
         evaluation("eval_agent_sft", "agent_sft"),
@@ -208,7 +208,7 @@ def data(seed: int, cases: int, sizes: Sizes) -> PreparePhase:
         datasets=(
             dataset("tool_calls", "conversations", ("tools", sizes.tool_rows), seed=seed),
             dataset(
-                "agent", "conversations", ("agent", sizes.agent_rows), ("tools", sizes.agent_rows // 4), seed=seed + 1
+                "agent", "conversations", ("agent", sizes.agent_rows), ("tools", sizes.agent_rows // 2), seed=seed + 1
             ),
             dataset("pairs", "pairs", ("preferences", sizes.pairs), seed=seed),
             dataset("repair_tasks", "tasks", ("repair", sizes.tasks), seed=seed + 2),

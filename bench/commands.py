@@ -6,6 +6,7 @@ table and writes `bench/results/commands.json`.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -26,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.commands", description=__doc__)
     parser.add_argument("--repeats", type=int, default=10, help="times that each command is run")
     repeats = parser.parse_args().repeats
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as runs:
         where = ["--runs-dir", runs]
         run_s = timed([POSTTRAIN, "run", "smoke", *where])
@@ -38,7 +40,9 @@ def main() -> None:
     for row in rows:
         row |= {"median": statistics.median(row["seconds"]), "min": min(row["seconds"]), "max": max(row["seconds"])}
     show(rows)
-    facts = {"hardware": machine.facts(), "python": sys.version.split()[0], "packages": package_versions()}
+    print(f"load average before: {load:.2f} on {os.cpu_count()} processors")
+    facts = {"hardware": machine.facts(), "load_before": load}
+    facts |= {"python": sys.version.split()[0], "packages": package_versions()}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
 

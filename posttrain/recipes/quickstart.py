@@ -192,7 +192,7 @@ def curriculum(
             gguf_type="f32",
             verify_dataset="tools",
             verify_prompts=min(20, cases),
-            tolerance_logits=5e-4,
+            tolerance_logits=1e-4,
             gates=(),
         ),
     )

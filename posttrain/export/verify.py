@@ -126,11 +126,10 @@ def verify_folder(
             rows.append(Comparison("PEFT / merged", len(prompts), "unverified", reason=str(error)))
         else:
             rows.append(compare("PEFT / merged", peft_logits, logits, tolerance))
-    rounded = [
-        read(folder, state, prompts, torch.float32)
-        for read, folder, state in ((engine_logits, base, adapter), (stock_logits, merged, None))
-    ]
-    rows.append(compare("engine / merged in float32", *rounded, None))
+    trained = engine_logits(base, adapter, prompts, torch.float32)
+    rows.append(
+        compare("engine / merged in float32", trained, stock_logits(merged, None, prompts, torch.float32), None)
+    )
     return rows, logits
 
 

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from posttrain.engine.attention import Prefill, SlotCache
+from posttrain.engine.decode import decode_program
 from posttrain.engine.forward import head_weight, precision_context
 from posttrain.engine.packing import Item, pack, plan_micro_batches
 from posttrain.recipe.types import Precision, Sampling
@@ -118,6 +119,9 @@ class Sampler:
         return cache, self._logits(torch.stack(by_slot))
 
     def _decode(self, token_B: torch.Tensor, cache: SlotCache) -> torch.Tensor:
+        program = decode_program(self.model) if self.precision == "float32" else None
+        if program is not None:
+            return program.step(token_B, cache)
         hidden_B1H = self.model.get_decoder()(
             input_ids=token_B[:, None], position_ids=cache.lengths_B[:, None], use_cache=False, cache=cache
         ).last_hidden_state
@@ -133,6 +137,11 @@ def choose(logits_BV: torch.Tensor, uniform_B: torch.Tensor, sampling: Sampling)
     if sampling.temperature == 0:
         logprob_BV = torch.log_softmax(logits_BV, dim=-1)
         token_B = logits_BV.argmax(dim=-1)
+    elif sampling.top_p == 1:
+        logprob_BV = torch.log_softmax(logits_BV / sampling.temperature, dim=-1)
+        cumulative_BV = logprob_BV.exp().double().cumsum(dim=-1)
+        place_B1 = torch.searchsorted(cumulative_BV, uniform_B.double()[:, None] * cumulative_BV[:, -1:], right=True)
+        token_B = place_B1.clamp(max=logits_BV.shape[1] - 1)[:, 0]
     else:
         logprob_BV = torch.log_softmax(logits_BV / sampling.temperature, dim=-1)
         sorted_BV, order_BV = logprob_BV.sort(dim=-1, descending=True, stable=True)

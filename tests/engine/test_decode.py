@@ -1,0 +1,74 @@
+"""The decode program against the modules it stands in for."""
+
+import numpy as np
+import pytest
+import torch
+
+from posttrain.engine import adapters, decode
+from posttrain.engine.attention import SlotCache
+from posttrain.engine.decode import decode_program
+from posttrain.engine.forward import hidden_states
+from posttrain.engine.model import load_model
+from posttrain.engine.packing import Item, pack
+from posttrain.recipe.types import Lora
+from tests.engine.toys import save_toy
+
+LENGTH = 12
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "experts")
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return save_toy(tmp_path_factory.mktemp("toy"))
+
+
+def adapted_model(folder):
+    model = load_model(folder)
+    adapters.attach(model, Lora(kind="lora", rank=4, alpha=8, targets=TARGETS))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for _, module in adapters.adapted(model):
+            for factor in (module.lora_A, module.lora_B):
+                factor.copy_(torch.randn(factor.shape, generator=generator) * 0.2)
+    return model
+
+
+@torch.no_grad()
+def by_steps(model, ids_BT: torch.Tensor) -> torch.Tensor:
+    """Logits [B, T, V] of the program, every token a step of its own."""
+    program, slots = decode_program(model), len(ids_BT)
+    config = model.config
+    cache = SlotCache(config.num_hidden_layers, slots, LENGTH)
+    for layer in range(config.num_hidden_layers):
+        shape = (slots, config.num_key_value_heads, LENGTH, config.head_dim)
+        cache.keys[layer], cache.values[layer] = torch.zeros(shape), torch.zeros(shape)
+    cache.lengths_B = torch.zeros(slots, dtype=torch.long)
+    return torch.stack([program.step(ids_B, cache) for ids_B in ids_BT.T], 1)
+
+
+@torch.no_grad()
+def by_modules(model, ids_BT: torch.Tensor) -> torch.Tensor:
+    nothing = np.zeros(0, np.int64)
+    rows = [pack([Item(nothing, (ids.numpy(),), (np.zeros(LENGTH, bool),))], 0) for ids in ids_BT]
+    return torch.stack([model.lm_head(hidden_states(model, row)) for row in rows])
+
+
+@pytest.mark.parametrize("packed_from", [1, 1 << 18], ids=["oneDNN", "plain"])
+def test_its_steps_give_the_logits_of_the_modules_adapter_included(toy, packed_from, monkeypatch):
+    monkeypatch.setattr(decode, "PACKED_ELEMENTS", packed_from)
+    model = adapted_model(toy)
+    ids_BT = torch.randint(2, 512, (5, LENGTH), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(by_steps(model, ids_BT), by_modules(model, ids_BT), atol=1e-5, rtol=1e-5)
+
+
+def test_it_is_made_again_when_a_weight_has_changed(toy):
+    model = adapted_model(toy)
+    first = decode_program(model)
+    assert decode_program(model) is first
+    with torch.no_grad():
+        next(adapters.adapted(model))[1].lora_B.add_(1.0)
+    assert decode_program(model) is not first
+
+
+def test_where_it_does_not_apply_the_modules_run(toy):
+    assert decode_program(load_model(toy).double()) is None

@@ -14,10 +14,11 @@ import numpy as np
 from posttrain.chat.conversation import Conversation
 from posttrain.chat.render import Renderer, renderer
 from posttrain.chat.tokenizer import Tokenizer
-from posttrain.data.rows import ConversationRow, PairRow, Row, TaskRow, TextRow, place_of, read_rows
+from posttrain.data.rows import ConversationRow, PairRow, Row, TaskRow, TextRow
 from posttrain.data.shard import FILES
+from posttrain.data.sources import content_digest, place_of, read_rows
 from posttrain.errors import ChatFormatError, DataError
-from posttrain.recipe.types import ChatFormat, Dataset, JsonlSource
+from posttrain.recipe.types import ChatFormat, Dataset
 from posttrain.run import faults
 from posttrain.run.folder import digest_file, digest_json, fsync_folder, write_atomic, write_json_atomic
 
@@ -56,12 +57,11 @@ class Encoded:
 
 
 def spec_digest(dataset: Dataset, chat: ChatFormat, tokenizer_file: Path) -> str:
-    """What the prepared bytes depend on: the dataset, its files' bytes, the chat format, the tokenizer, the shapes."""
-    paths = [Path(source.path) for source in dataset.sources if isinstance(source, JsonlSource)]
+    """What the prepared bytes depend on: the dataset, the bytes behind its sources, the chat format, the tokenizer."""
     return digest_json(
         {
             "dataset": dataset.model_dump(mode="json"),
-            "files": [digest_file(path) if path.is_file() else None for path in paths],
+            "sources": [content_digest(source) for source in dataset.sources],
             "chat": chat.model_dump(mode="json"),
             "tokenizer": digest_file(tokenizer_file),
         }

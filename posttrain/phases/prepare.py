@@ -1,13 +1,13 @@
 """Prepare: every dataset of the phase, read, checked, rendered and committed, one after another."""
 
-from pathlib import Path
 from typing import Any
 
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.data.prepare import committed, prepare_dataset, spec_digest
+from posttrain.data.sources import local_files
 from posttrain.errors import PhaseFault, Stopped
 from posttrain.phases.context import PhaseContext, PhaseOutcome
-from posttrain.recipe.types import Dataset, JsonlSource, PreparePhase, WorldSource
+from posttrain.recipe.types import Dataset, PreparePhase, WorldSource
 from posttrain.run.folder import digest_file
 
 
@@ -46,7 +46,7 @@ def run(context: PhaseContext, phase: PreparePhase) -> PhaseOutcome:
 def source_files(phase: PreparePhase) -> list[dict[str, Any]]:
     """The local files that were read, as they are now: the pipeline compares with it later."""
     sources = [source for dataset in phase.datasets for source in dataset.sources]
-    paths = [Path(source.path).absolute() for source in sources if isinstance(source, JsonlSource)]
+    paths = [path.absolute() for source in sources for path in local_files(source)]
     return [
         {
             "path": str(path),

@@ -17,7 +17,7 @@ from posttrain.chat.tokenizer import Tokenizer
 from posttrain.data.prepare import committed, prepare_dataset, spec_digest
 from posttrain.data.shard import Shard
 from posttrain.errors import DataError
-from posttrain.recipe.types import Dataset, HarmonyFormat, JsonlSource, WorldSource
+from posttrain.recipe.types import EVERY_ROW, Dataset, FileSource, HarmonyFormat, WorldSource
 from posttrain.run.folder import digest_folder
 from posttrain.worlds.registry import row, rows
 
@@ -107,7 +107,14 @@ def test_a_row_without_targets_is_dropped(chat: HarmonyFormat, tokenizer: Tokeni
     lines = [{"id": "a", "conversation": silent}, {"id": "b", "conversation": spoken}]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     wanted = Dataset(
-        name="own", content="conversations", sources=(JsonlSource(kind="jsonl", path=str(file)),), max_tokens=512
+        name="own",
+        content="conversations",
+        sources=(
+            FileSource(
+                kind="file", path=str(file), format="rows", filters=(), selection=EVERY_ROW, reasoning_effort=None
+            ),
+        ),
+        max_tokens=512,
     )
     description = prepare(wanted, chat, tokenizer, tmp_path / "d")
     assert description["counts"]["rows"] == 1 and description["counts"]["dropped_without_targets"] == 1
@@ -128,7 +135,16 @@ def test_a_prepared_folder_is_recognised_until_a_byte_changes(
 
 def test_the_spec_follows_the_bytes_of_a_file(chat: HarmonyFormat, tokenizer_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    wanted = Dataset(name="own", content="text", sources=(JsonlSource(kind="jsonl", path=str(file)),), max_tokens=9)
+    wanted = Dataset(
+        name="own",
+        content="text",
+        sources=(
+            FileSource(
+                kind="file", path=str(file), format="rows", filters=(), selection=EVERY_ROW, reasoning_effort=None
+            ),
+        ),
+        max_tokens=9,
+    )
     file.write_text('{"id":"a","text":"b"}\n')
     first = spec_digest(wanted, chat, tokenizer_folder / "tokenizer.json")
     file.write_text('{"id":"a","text":"c"}\n')

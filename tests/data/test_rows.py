@@ -5,15 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.data.rows import read_rows
+from posttrain.data.sources import read_rows
 from posttrain.errors import DataError
-from posttrain.recipe.types import Dataset, JsonlSource, WorldSource
+from posttrain.recipe.types import EVERY_ROW, Dataset, FileSource, WorldSource
 
 GOOD = '{"id":"a","text":"hello"}\n'
 
 
 def own(path: Path, content: str = "text", files: int = 1) -> Dataset:
-    source = JsonlSource(kind="jsonl", path=str(path))
+    source = FileSource(
+        kind="file", path=str(path), format="rows", filters=(), selection=EVERY_ROW, reasoning_effort=None
+    )
     return Dataset.model_validate({"name": "own", "content": content, "sources": (source,) * files, "max_tokens": 99})
 
 
@@ -37,7 +39,7 @@ def fault(tmp_path: Path, data: str | bytes, content: str = "text") -> str:
         ('{"id":"a","text":3}\n', 1, "text: Input should be a valid string"),
         ('{"id":"a","text":"b","txt":"c"}\n', 1, "txt: Extra inputs are not permitted"),
         ('{"text":"b"}\n', 1, "id: Field required"),
-        ("[1]\n", 1, "row: Input should be"),
+        ("[1]\n", 1, "row: Input should be an object"),
         ('{"id":"a","text":NaN}\n', 1, "NaN is not JSON"),
         (GOOD + GOOD, 2, "id 'a' is already that of"),
     ],
@@ -60,7 +62,9 @@ def test_a_message_of_an_unknown_role_is_named(tmp_path: Path) -> None:
 
 def test_a_task_of_an_unknown_world_is_named(tmp_path: Path) -> None:
     row = {"id": "a", "world": "mars", "prompt": {"messages": []}, "reference": {}, "solution": []}
-    assert "world: 'mars' plays no tasks; repair, tools do" in fault(tmp_path, json.dumps(row) + "\n", "tasks")
+    assert "world: 'mars' plays no tasks; answers, decisions, repair, spelling, tools do" in fault(
+        tmp_path, json.dumps(row) + "\n", "tasks"
+    )
 
 
 def test_a_last_row_without_an_end_is_read(tmp_path: Path) -> None:

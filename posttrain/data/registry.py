@@ -90,7 +90,7 @@ class Registry:
         home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
         return cls(Path(home) / "posttrain" / "datasets")
 
-    def keys(self) -> list[str]:
+    def all_keys(self) -> list[str]:
         return sorted(f"{path.parent.parent.name}@{path.parent.name}" for path in self.folder.glob("*/*/manifest.json"))
 
     def place(self, key: str) -> Path:
@@ -103,7 +103,7 @@ class Registry:
         try:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         except OSError:
-            keys = self.keys()
+            keys = self.all_keys()
             raise DataError(
                 f"there is no dataset {key!r} in {self.folder}{did_you_mean(key, keys)}; "
                 f"there are {', '.join(keys[:12]) or 'none'}; `posttrain data build` makes one"

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from posttrain.chat.conversation import Conversation, Message
+from posttrain.recipe.types import Effort
 from posttrain.worlds import registry
 
 
@@ -68,11 +69,10 @@ def checked(value: Any, content: str) -> Row | Fault:
     return row
 
 
-def with_effort(row: Row, effort: str) -> Row:
-    """The row with this reasoning effort in its conversation's metadata; a text has none."""
+def with_effort(row: Row, effort: Effort) -> Row:
+    """The row with this reasoning effort for its conversation; a text has none."""
     for field in ("conversation", "prompt"):
         conversation = getattr(row, field, None)
         if isinstance(conversation, Conversation):
-            metadata = {**conversation.metadata, "reasoning_effort": effort}
-            return row.model_copy(update={field: conversation.model_copy(update={"metadata": metadata})})
+            return row.model_copy(update={field: conversation.model_copy(update={"reasoning_effort": effort})})
     return row

@@ -9,6 +9,7 @@ from typing import Any
 
 from posttrain.data import hub
 from posttrain.data.filters import passes
+from posttrain.data.formats.decision_table import with_rewards
 from posttrain.data.formats.format import BadRow
 from posttrain.data.formats.table import FORMATS, check_columns, check_content
 from posttrain.data.records import matching, records
@@ -17,6 +18,7 @@ from posttrain.data.rows import SHAPES, Fault, Row, checked, with_effort
 from posttrain.errors import DataError
 from posttrain.recipe.types import (
     Dataset,
+    DecisionTableSource,
     FileSource,
     HubSource,
     RegisteredSource,
@@ -30,7 +32,7 @@ from posttrain.worlds import registry as worlds
 
 Placed = Iterator[tuple[str, Row | Fault]]
 Numbered = Iterator[tuple[str, dict[str, Any] | Fault]]
-RecordSource = FileSource | HubSource | RegisteredSource
+RecordSource = FileSource | HubSource | DecisionTableSource | RegisteredSource
 
 
 def read_source(source: Source, content: str, counts: Counter[str] | None = None) -> Placed:
@@ -42,9 +44,18 @@ def read_source(source: Source, content: str, counts: Counter[str] | None = None
     counts = Counter() if counts is None else counts
     if isinstance(source, WorldSource):
         return _world(source, content)
-    name: RowFormat = "rows" if isinstance(source, RegisteredSource) else source.format
+    name = _format(source)
     check_content(name, content, label(source))
     return _selected(source.selection, lambda found: _converted(source, name, content, found), counts)
+
+
+def _format(source: RecordSource) -> RowFormat:
+    match source:
+        case RegisteredSource():
+            return "rows"
+        case DecisionTableSource():
+            return "decision_table"
+    return source.format
 
 
 def label(source: Source) -> str:
@@ -52,7 +63,7 @@ def label(source: Source) -> str:
     match source:
         case WorldSource():
             return f"world {source.world}"
-        case FileSource():
+        case FileSource() | DecisionTableSource():
             return Path(source.path).name
         case RegisteredSource():
             return source.dataset
@@ -63,7 +74,7 @@ def label(source: Source) -> str:
 def local_files(source: Source) -> list[Path]:
     """The files on this machine that the source is read from."""
     match source:
-        case FileSource():
+        case FileSource() | DecisionTableSource():
             return [path for path in matching(source.path) if path.is_file()]
         case RegisteredSource():
             return [Registry.default().find(source.dataset).rows]
@@ -73,7 +84,7 @@ def local_files(source: Source) -> list[Path]:
 def content_digest(source: Source) -> str | None:
     """Digest of the bytes behind the source, or the commit they belong to; None where the source says it all itself."""
     match source:
-        case FileSource():
+        case FileSource() | DecisionTableSource():
             digests = [digest_file(path) for path in local_files(source)]
             return digests[0] if len(digests) == 1 else " ".join(digests) or None
         case RegisteredSource():
@@ -84,9 +95,9 @@ def content_digest(source: Source) -> str | None:
     return None
 
 
-def weight(source: Source) -> float:
-    """A world's rows are as many as the recipe wants, so that it needs no weight of its own."""
-    return 1.0 if isinstance(source, WorldSource) else source.selection.weight
+def weight(source: Source) -> float | None:
+    """A world makes as many rows as the recipe wants, so that it has no weight of its own."""
+    return None if isinstance(source, WorldSource) else source.selection.weight
 
 
 def repeat(source: Source) -> int:
@@ -160,12 +171,26 @@ def _records(source: RecordSource, counts: Counter[str]) -> Numbered:
         case HubSource():
             yield from _hub(source, counts)
         case FileSource():
-            for path in matching(source.path):
-                for number, record in enumerate(records(path), 1):
-                    yield f"{path} row {number}", record
+            yield from _files(source.path)
+        case DecisionTableSource():
+            for place, record in _files(source.path):
+                yield place, record if isinstance(record, Fault) else _rewarded(record, source.tau)
         case RegisteredSource():
             for number, record in enumerate(records(Registry.default().find(source.dataset).rows), 1):
                 yield f"{source.dataset} row {number}", record
+
+
+def _files(pattern: str) -> Numbered:
+    for path in matching(pattern):
+        for number, record in enumerate(records(path), 1):
+            yield f"{path} row {number}", record
+
+
+def _rewarded(record: dict[str, Any], tau: float) -> dict[str, Any] | Fault:
+    try:
+        return with_rewards(record, tau)
+    except BadRow as bad:
+        return Fault(bad.field, bad.reason)
 
 
 def _hub(source: HubSource, counts: Counter[str]) -> Numbered:

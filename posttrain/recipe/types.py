@@ -178,12 +178,12 @@ class Selection(Frozen):
     seed: int | None
     """A number draws `max_samples` rows at random, which come in the source's order; None takes the first ones."""
     repeat: Positive
-    """How often the whole selection is read in one epoch."""
-    weight: Annotated[float, Field(gt=0)]
-    """How much more often than by its size the source is drawn: 1.0 mixes in proportion to the rows there are."""
+    """How often the whole selection is read in one epoch; in a dataset with weights, at most."""
+    weight: Annotated[float, Field(gt=0)] | None
+    """Its share against the weights of the dataset's other sources; None in all lays them together as they are."""
 
 
-EVERY_ROW = Selection(max_samples=None, seed=None, repeat=1, weight=1.0)
+EVERY_ROW = Selection(max_samples=None, seed=None, repeat=1, weight=None)
 
 
 class OneOf(Frozen):
@@ -250,6 +250,21 @@ class HubSource(Frozen):
     """Whether the run may go on without it when it is gated or cannot be reached; a warning says so."""
 
 
+class DecisionTableSource(Frozen):
+    """Tasks of a decision table with the columns `prompt` and `q_action_0`, `q_action_1` and so on."""
+
+    kind: Literal["decision_table"]
+    path: str
+    """A file or pattern, as for `FileSource`."""
+    tau: Annotated[float, Field(gt=0)]
+    """Rewards are a softmax of the Q-values at this temperature; a table that has rewards is a `FileSource`."""
+    filters: tuple[Filter, ...]
+    """All must hold; they look at the record before it is converted."""
+    selection: Selection
+    reasoning_effort: Effort | None
+    """Overrides the chat format's for these rows."""
+
+
 class RegisteredSource(Frozen):
     """Rows of a dataset built by `posttrain data build`."""
 
@@ -263,7 +278,9 @@ class RegisteredSource(Frozen):
     """Overrides the chat format's for these rows."""
 
 
-Source = Annotated[WorldSource | FileSource | HubSource | RegisteredSource, Field(discriminator="kind")]
+Source = Annotated[
+    WorldSource | FileSource | HubSource | DecisionTableSource | RegisteredSource, Field(discriminator="kind")
+]
 
 
 class Dataset(Frozen):

@@ -2,24 +2,55 @@
 
 import math
 import re
+from typing import Any
 
 from posttrain.chat.conversation import Conversation
 from posttrain.data.formats.format import BadRow, Fields, Format, Record, text
 from posttrain.data.formats.turns import Turns, answer
+from posttrain.scoring.boltzmann import boltzmann
 
 SPEAKER = re.compile(r"^\s*(system|user):\s*", re.IGNORECASE)
 REWARD = re.compile(r"reward_action_(\d+)")
+Q_VALUE = re.compile(r"q_action_(\d+)")
+KEPT = ("timestep", "timestamp")
 
 
 def fields(record: Record) -> Fields:
     rewards = action_values(record, REWARD)
     best = max(range(len(rewards)), key=rewards.__getitem__)
+    _check_optimal(record, rewards)
+    reference: dict[str, Any] = {"rewards": rewards}
+    if any(Q_VALUE.fullmatch(name) for name in record):
+        reference["q_values"] = action_values(record, Q_VALUE)
+    metadata = {name: record[name] for name in KEPT if record.get(name) not in (None, "")}
     return {
         "world": "decisions",
-        "prompt": prompt(text(record, "prompt")),
-        "reference": {"rewards": rewards},
+        "prompt": prompt(text(record, "prompt")).model_copy(update={"metadata": metadata}),
+        "reference": reference,
         "solution": (answer(f"[{best}]"),),
     }
+
+
+def with_rewards(record: Record, tau: float) -> dict[str, Any]:
+    """The record with a Boltzmann reward for each of its Q-values; one that has rewards is refused."""
+    if any(REWARD.fullmatch(name) and value not in (None, "") for name, value in record.items()):
+        raise BadRow("reward_action_0", "is there already; leave tau away to take the table's own rewards")
+    rewards = boltzmann(action_values(record, Q_VALUE), tau)
+    return {**record, **{f"reward_action_{action}": reward for action, reward in enumerate(rewards)}}
+
+
+def _check_optimal(record: Record, rewards: list[float]) -> None:
+    """The table's own best action must be one of the best paid."""
+    named = record.get("optimal_action")
+    if named in (None, ""):
+        return
+    try:
+        action = int(float(str(named)))
+        best = rewards[action] == max(rewards) and action >= 0
+    except (ValueError, IndexError, OverflowError):
+        raise BadRow("optimal_action", f"is {named!r}; there are the actions 0 to {len(rewards) - 1}") from None
+    if not best:
+        raise BadRow("optimal_action", f"is {action}, but action {rewards.index(max(rewards))} has the highest reward")
 
 
 def prompt(written: str) -> Conversation:
@@ -62,5 +93,5 @@ def action_values(record: Record, column: re.Pattern[str]) -> list[float]:
 FORMAT = Format(
     columns=("prompt", "reward_action_0"),
     makes={"tasks": fields},
-    reads="TES tables with rewards; `posttrain data add TABLE.csv --tau 0.05` adds them from Q-values",
+    reads="TES tables with rewards; from Q-values they are made by `DecisionTableSource` and `data add --tau`",
 )

@@ -22,7 +22,7 @@ def fields(record: Record) -> Fields:
                 Message(role="assistant", channel="analysis", content=numbered(steps)),
                 Message(role="assistant", channel="final", content=final),
             ),
-            metadata={"trace": {**meta, "trace_version": text(record, "trace_version"), "steps": steps}},
+            metadata={"trace": {"trace_version": text(record, "trace_version"), "steps": steps, "meta": meta}},
         )
     }
 

@@ -53,7 +53,7 @@ FORMATS: dict[RowFormat, Format] = {
 """All but `rows`, which is our own shape and checked by `posttrain.data.rows` alone."""
 
 
-def fitting(columns: Iterable[str]) -> list[str]:
+def fitting(columns: Iterable[str]) -> list[RowFormat]:
     """Names of the formats whose columns are all there, the most demanding first."""
     present = frozenset(columns)
     fits = [(name, made) for name, made in FORMATS.items() if made.fits(present)]

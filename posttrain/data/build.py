@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,9 +106,7 @@ def _chosen(request: Request, read: Callable[..., Any], tally: _Tally) -> Iterat
     if request.limit is None:
         yield from good(tally)
     elif request.strategy == "first":
-        for number, pair in enumerate(good(tally), 1):
-            if number <= request.limit:
-                yield pair
+        yield from islice(good(tally), request.limit)
     elif request.strategy == "latest":
         yield from deque(good(tally), maxlen=request.limit)
     else:

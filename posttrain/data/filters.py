@@ -1,5 +1,6 @@
 """Filters of a recipe on a record."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ def _holds(one: Filter, record: Mapping[str, Any]) -> bool:
         return any(value == wanted and type(value) is type(wanted) for wanted in one.values)
     if isinstance(one, TextLength):
         value = column(record, one.column)
-        return isinstance(value, str) and one.at_least <= len(value) <= (one.at_most or len(value))
+        most = math.inf if one.at_most is None else one.at_most
+        return isinstance(value, str) and one.at_least <= len(value) <= most
     first, second = column(record, one.first), column(record, one.second)
     if not isinstance(first, str) or not isinstance(second, str):
         return False

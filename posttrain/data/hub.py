@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,26 @@ def hub_records(source: HubSource) -> Iterator[dict[str, Any]]:
     """Every record in order, a few at a time in memory. Raises Unavailable, or DataError for a wrong name."""
     copy = mirrored(source)
     first_ones = source.selection.max_samples is not None and source.selection.seed is None
-    # What is read whole, or twice, is worth a copy in the cache.
-    yield from _load(source, copy, streaming=copy is not None or first_ones)
+    with _without_torch():
+        # What is read whole, or twice, is worth a copy in the cache.
+        rows = iter(_load(source, copy, streaming=copy is not None or first_ones))
+        first = next(rows, None)
+    if first is None:
+        raise DataError(f"{source.repo}: there is no row in it")
+    yield first
+    yield from rows
+
+
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """`datasets` imports torch when it begins to read, only to ask whether a data loader's worker does so."""
+    from datasets import config
+
+    kept, config.TORCH_AVAILABLE = config.TORCH_AVAILABLE, False
+    try:
+        yield
+    finally:
+        config.TORCH_AVAILABLE = kept
 
 
 def resolved_revision(source: HubSource) -> str | None:

@@ -77,7 +77,8 @@ def token_counter(model: str) -> Counter:
 def spread_out(stored: Stored, count: int) -> Iterator[JsonRow]:
     """So many rows, evenly over the dataset."""
     total = stored.manifest["counts"]["rows"]
-    wanted = {place * total // count for place in range(min(count, total))} if count else set()
+    count = min(count, total)
+    wanted = {place * total // count for place in range(count)}
     return (row for place, row in enumerate(stored.read()) if place in wanted)
 
 

@@ -12,12 +12,12 @@ from posttrain.worlds.names import Split, name
 COMMON = (
     "apple", "banana", "bottle", "butter", "camera", "candle", "carpet", "cherry", "circle", "coffee", "cotton",
     "dinner", "engine", "family", "flower", "forest", "garden", "hammer", "island", "jacket", "kitten", "ladder",
-    "letter", "marble", "mirror", "needle", "office", "orange", "pepper", "pencil", "pillow", "planet", "pocket",
+    "lemon", "marble", "mirror", "needle", "office", "orange", "pepper", "pencil", "pillow", "planet", "pocket",
     "puzzle", "rabbit", "ribbon", "rocket", "saddle", "school", "shadow", "silver", "spider", "spring", "strawberry",
     "summer", "sunset", "tablet", "teapot", "ticket", "tunnel", "turtle", "valley", "violin", "wallet", "window",
     "winter", "wizard", "yellow", "zipper", "committee", "mississippi", "bookkeeper", "raspberry", "successful",
 )  # fmt: skip
-HELDOUT = frozenset(("strawberry", "mississippi", "letter", "puzzle", "cotton", "violin", "rocket", "school"))
+HELDOUT = frozenset(("strawberry", "mississippi", "ladder", "puzzle", "cotton", "violin", "rocket", "school"))
 """Words that training never sees."""
 SPELL = ("Spell the word {}.", "How is {} spelled?", "Write {} letter by letter.", "Please spell {} for me.")
 COUNT = (

@@ -40,7 +40,7 @@ class Harmony:
         self._markers = {name: tokenizer.special(f"<|{name}|>") for name in MARKERS}
         self._names = {number: name for name, number in self._markers.items()}
         self._short = lru_cache(maxsize=4096)(lambda text: tuple(tokenizer.encode(text)))
-        self._headers: dict[str, list[int]] = {}
+        self._headers: dict[tuple[str | None, ...], list[int]] = {}
 
     @property
     def stop_tokens(self) -> frozenset[int]:
@@ -122,19 +122,20 @@ class Harmony:
 
     def _header(self, conversation: Conversation) -> list[int]:
         """The system message and, if there are instructions or tools, the developer message."""
-        key = developer_text(conversation.instructions, conversation.tools)
-        offers_tools = bool(conversation.tools)
-        if (cached := self._headers.get(f"{offers_tools} {key}")) is not None:
+        # Spelling the tools out takes much longer than dumping them.
+        key = (conversation.instructions, *(tool.model_dump_json() for tool in conversation.tools))
+        if (cached := self._headers.get(key)) is not None:
             return cached
         mark = self._markers
-        system = self._tokenizer.encode(system_text(self._chat, offers_tools))
+        text = developer_text(conversation.instructions, conversation.tools)
+        system = self._tokenizer.encode(system_text(self._chat, bool(conversation.tools)))
         tokens = [mark["start"], *self._short("system"), mark["message"], *system, mark["end"]]
-        if key:
-            developer = self._tokenizer.encode(key)
+        if text:
+            developer = self._tokenizer.encode(text)
             tokens += [mark["start"], *self._short("developer"), mark["message"], *developer, mark["end"]]
         if len(self._headers) >= 1024:
             self._headers.clear()
-        self._headers[f"{offers_tools} {key}"] = tokens
+        self._headers[key] = tokens
         return tokens
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from posttrain.chat.conversation import Conversation, Message
 from posttrain.errors import DataError
-from posttrain.recipe.types import Dataset, JsonlSource, Source
+from posttrain.recipe.types import JsonlSource, Source
 from posttrain.worlds import registry
 
 
@@ -48,18 +49,26 @@ SHAPES: dict[str, type[Row]] = {
 }
 
 
-def _reasons(error: ValidationError) -> str:
-    return "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'row'}: {fault['msg']}" for fault in error.errors())
+@dataclass(frozen=True)
+class Fault:
+    """A malformed row: the field (`row` for all of it) and the reason."""
+
+    field: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.reason}"
 
 
-def _checked(value: Any, content: str, where: str) -> Row:
+def _checked(value: Any, content: str) -> "Row | Fault":
     try:
         row = SHAPES[content].model_validate(value)
     except ValidationError as error:
-        raise DataError(f"{where}: {_reasons(error)}. Rows of content {content!r} are expected") from None
+        first = error.errors()[0]
+        return Fault(".".join(map(str, first["loc"])) or "row", first["msg"])
     if isinstance(row, TaskRow) and row.world not in registry.ENVIRONMENTS:
         known = ", ".join(sorted(registry.ENVIRONMENTS))
-        raise DataError(f"{where}: world: {row.world!r} plays no tasks; {known} do")
+        return Fault("world", f"{row.world!r} plays no tasks; {known} do")
     return row
 
 
@@ -67,30 +76,32 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def _jsonl(path: Path, content: str) -> Iterator[tuple[str, Row]]:
+def _jsonl(path: Path, content: str) -> Iterator[tuple[str, Row | Fault]]:
     try:
-        data = path.read_bytes()
+        file = path.open("rb")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    if not data.strip():
-        raise DataError(f"{path}: there is no row in it")
-    lines = data.split(b"\n")
-    ended = lines[-1] == b""
-    for number, line in enumerate(lines[:-1] if ended else lines, 1):
-        where = f"{path} row {number}"
-        try:
-            value = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where}: not UTF-8 at byte {error.start}") from None
-        except (ValueError, RecursionError) as error:
-            cut = not ended and number == len(lines)
-            reason = "an empty line" if not line.strip() else f"not JSON: {error}"
-            hint = " (the file ends inside this row: it is truncated)" if cut else ""
-            raise DataError(f"{where}: {reason}{hint}") from None
-        yield where, _checked(value, content, where)
+    with file:
+        number = 0
+        for number, line in enumerate(file, 1):
+            yield f"{path} row {number}", _parsed(line, content)
+        if not number:
+            raise DataError(f"{path}: there is no row in it")
 
 
-def _source(source: Source, content: str) -> Iterator[tuple[str, Row]]:
+def _parsed(line: bytes, content: str) -> Row | Fault:
+    try:
+        value = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        return Fault("row", f"not UTF-8 at byte {error.start}")
+    except (ValueError, RecursionError) as error:
+        hint = "" if line.endswith(b"\n") else " (the file ends inside this row: it is truncated)"
+        return Fault("row", f"not JSON: {error}{hint}" if line.strip() else "an empty line")
+    return _checked(value, content)
+
+
+def read_source(source: Source, content: str) -> Iterator[tuple[str, Row | Fault]]:
+    """(place, row) of every row in order, with a Fault in place of a malformed one; nothing is held in memory."""
     if isinstance(source, JsonlSource):
         yield from _jsonl(Path(source.path), content)
         return
@@ -100,21 +111,9 @@ def _source(source: Source, content: str) -> Iterator[tuple[str, Row]]:
         yield f"world {source.world} row {number}", shape.model_validate(value)
 
 
-def read_rows(dataset: Dataset) -> Iterator[Row]:
-    """Every row of every source in order. DataError names source, row and reason; ids are unique in a dataset."""
-    return (row for _, row in _placed(dataset))
+def weight(source: Source) -> float:
+    return 1.0
 
 
-def place_of(dataset: Dataset, row_id: str) -> str:
-    """Source and number of a row, for a message about it."""
-    return next(where for where, row in _placed(dataset) if row.id == row_id)
-
-
-def _placed(dataset: Dataset) -> Iterator[tuple[str, Row]]:
-    seen: dict[str, str] = {}
-    for source in dataset.sources:
-        for where, row in _source(source, dataset.content):
-            if row.id in seen:
-                raise DataError(f"{where}: id {row.id!r} is already that of {seen[row.id]}, in dataset {dataset.name}")
-            seen[row.id] = where
-            yield where, row
+def repeat(source: Source) -> int:
+    return 1

@@ -156,7 +156,12 @@ class Dataset(Frozen):
     content: Literal["text", "conversations", "pairs", "tasks"]
     sources: tuple[Source, ...]
     max_tokens: Positive
-    """Longer rows are counted and dropped."""
+    """Of one sample."""
+    too_long: Literal["drop", "cut_at_turn"]
+    """What becomes of a longer row: it is left out, or a conversation loses its last turns. Both are counted."""
+    faulty_share: Share
+    """Share of rows that may be malformed, without a target, or impossible to render: they are left out and counted by
+    reason. One more stops the phase."""
 
 
 # ---------------------------------------------------------------- gates
@@ -189,6 +194,24 @@ class PreparePhase(PhaseBase):
     datasets: tuple[Dataset, ...]
 
 
+class SampleBatch(Frozen):
+    """A step reads so many samples."""
+
+    kind: Literal["samples"]
+    samples: Positive
+
+
+class RowBatch(Frozen):
+    """A step reads so many rows, each filled with whole samples that do not see each other."""
+
+    kind: Literal["rows"]
+    rows: Positive
+    row_tokens: Positive
+
+
+Batch = Annotated[SampleBatch | RowBatch, Field(discriminator="kind")]
+
+
 class SftPhase(PhaseBase):
     kind: Literal["sft"]
     model: str
@@ -196,7 +219,7 @@ class SftPhase(PhaseBase):
     dataset: str
     trainable: Trainable
     precision: Precision
-    samples_per_step: Positive
+    batch: Batch
     steps: Positive
     """The dataset is read in seeded epochs until so many steps are done."""
     optimizer: AdamW

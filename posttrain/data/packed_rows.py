@@ -8,9 +8,9 @@ import numpy as np
 from posttrain.data.mixture import Mixture
 from posttrain.errors import DataError
 
-WINDOW = 1024
+WINDOW = 2048
 """Documents of the seeded order that are packed together; what fits badly waits for the next window."""
-FULL = 0.999
+FULL = 0.9999
 """A row that is at least this full is done."""
 WAITING = 4
 """At most one row in so many waits, so that a window's work is bounded whatever the lengths are."""
@@ -97,12 +97,13 @@ class PackedRows:
 
     def _row(self, number: int) -> np.ndarray:
         while number >= self._firsts[-1]:
-            self._firsts.append(self._firsts[-1] + len(self._rows(len(self._firsts) - 1)))
+            self._firsts.append(self._firsts[-1] + len(self.epoch(len(self._firsts) - 1)))
         epoch = next(place for place in range(len(self._firsts)) if self._firsts[place + 1] > number)
-        return self._rows(epoch)[number - self._firsts[epoch]]
+        return self.epoch(epoch)[number - self._firsts[epoch]]
 
-    def _rows(self, epoch: int) -> list[np.ndarray]:
-        if self._epoch is None or self._epoch[0] != epoch:
-            documents = self._mixture.epoch(epoch)
-            self._epoch = epoch, pack_epoch(documents, self._lengths, self._row_tokens, [self._mixture.seed, epoch])
+    def epoch(self, number: int) -> list[np.ndarray]:
+        """Document numbers of each row of the 0-based epoch `number`."""
+        if self._epoch is None or self._epoch[0] != number:
+            documents, seed = self._mixture.epoch(number), [self._mixture.seed, number]
+            self._epoch = number, pack_epoch(documents, self._lengths, self._row_tokens, seed)
         return self._epoch[1]

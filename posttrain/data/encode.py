@@ -26,6 +26,8 @@ class Unread:
     """Malformed ones among them."""
     places: list[str]
     lines: list[bytes]
+    passed_over: Counter[str]
+    """What was read and is no row of the dataset, by reason."""
     faults: list[tuple[str, Fault]]
     """The malformed rows, which have no line."""
 
@@ -68,7 +70,7 @@ class Encoder:
         self._tokenizer = tokenizer
 
     def __call__(self, unread: Unread) -> Block:
-        block = Block()
+        block = Block(counts=Counter(unread.passed_over))
         for place, line in zip(unread.places, unread.lines, strict=True):
             row = self._shape.model_validate_json(line)
             try:

@@ -17,10 +17,10 @@ class Part:
     """One source's samples in a dataset."""
 
     samples: int
-    weight: float
-    """How much more often than by its size it is read."""
+    weight: float | None
+    """Its share against the other parts' weights; None in all of them lays them together as they are."""
     repeat: int
-    """How often an epoch reads it whole; where weights differ, at most."""
+    """How often an epoch reads it; with weights, at most."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ class Mixture:
 
     @property
     def _by_turns(self) -> bool:
-        """Whether parts take turns; with the same weight everywhere, all of them are simply shuffled."""
-        return len({part.weight for part in self.parts}) > 1
+        return any(part.weight is not None for part in self.parts)
 
     @cached_property
     def _whole(self) -> list[int]:
@@ -62,7 +61,8 @@ class Mixture:
 
     @cached_property
     def _shares(self) -> list[int]:
-        return whole_shares([part.weight for part in self.parts], self._whole)
+        """The weights as whole numbers; a part that has nothing takes no turns."""
+        return whole_weights([part.weight or 0 if part.samples else 0 for part in self.parts])
 
     @cached_property
     def _firsts(self) -> list[int]:
@@ -94,12 +94,12 @@ class Mixture:
         return self._firsts[place] + np.concatenate(drawn)
 
 
-def whole_shares(weights: Sequence[float], sizes: Sequence[int]) -> list[int]:
-    """weight · size of each part as the smallest whole numbers; a weight is taken for the decimals it is written as."""
-    exact = [Fraction(repr(weight)) * size for weight, size in zip(weights, sizes, strict=True)]
-    scaled = [int(share * lcm(*(one.denominator for one in exact))) for share in exact]
+def whole_weights(weights: Sequence[float]) -> list[int]:
+    """The smallest whole numbers in the ratio of `weights`, which are taken for the decimals they are written as."""
+    exact = [Fraction(repr(weight)) for weight in weights]
+    scaled = [int(weight * lcm(*(one.denominator for one in exact))) for weight in exact]
     shared = gcd(*scaled)
-    return [share // shared for share in scaled]
+    return [weight // shared for weight in scaled]
 
 
 def turns(shares: Sequence[int], length: int) -> np.ndarray:

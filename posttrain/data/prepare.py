@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -17,12 +18,13 @@ from posttrain.chat.render import renderer
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.data.encode import Encoder, Unread, id_digest
 from posttrain.data.faulty import FaultyRows
-from posttrain.data.rows import Fault, Row, read_source, repeat, weight
+from posttrain.data.rows import Fault, Row
 from posttrain.data.shard import FILES
 from posttrain.data.shard_writer import FAULTY, ShardWriter
+from posttrain.data.sources import content_digest, read_source, repeat, weight
 from posttrain.errors import DataError
 from posttrain.host.workers import in_order
-from posttrain.recipe.types import ChatFormat, Dataset, JsonlSource
+from posttrain.recipe.types import ChatFormat, Dataset, HubSource
 from posttrain.run import faults
 from posttrain.run.folder import digest_file, digest_json, fsync_folder, write_json_atomic
 
@@ -30,12 +32,17 @@ BLOCK = 256
 """Rows that one process renders at a time."""
 
 
-def content_key(dataset: Dataset, chat: ChatFormat, tokenizer_file: Path) -> str:
-    """What the prepared bytes depend on: sources, their files' bytes, the chat format, the tokenizer, the shapes.
+def content_key(dataset: Dataset, chat: ChatFormat, tokenizer_file: Path, asker: str) -> str:
+    """What the prepared bytes depend on: sources, the bytes behind them, the chat format, the tokenizer, the shapes.
 
-    Not on where files lie, nor on what the dataset is called.
+    Not on where files lie, nor on what the dataset is called. Where it cannot be known what a source will hold, as with
+    the newest revision of a hub's dataset, nobody shares it with `asker`.
     """
-    paths = [Path(source.path) for source in dataset.sources if isinstance(source, JsonlSource)]
+    digests = [content_digest(source) for source in dataset.sources]
+    unknown = [
+        isinstance(source, HubSource) and digest is None
+        for source, digest in zip(dataset.sources, digests, strict=True)
+    ]
     told = dataset.model_dump(mode="json", exclude={"name"})
     for source in told["sources"]:
         if "path" in source:
@@ -43,7 +50,8 @@ def content_key(dataset: Dataset, chat: ChatFormat, tokenizer_file: Path) -> str
     return digest_json(
         {
             "dataset": told,
-            "files": [digest_file(path) if path.is_file() else None for path in paths],
+            "sources": digests,
+            "asker": asker if any(unknown) else None,
             "chat": chat.model_dump(mode="json"),
             "tokenizer": digest_file(tokenizer_file),
         }
@@ -68,7 +76,7 @@ def prepare_dataset(
     partial = folder.with_name(f".{folder.name}.partial")
     with _alone(folder):
         description = committed(folder, key)
-        if description is not None:
+        if description is not None and not description["counts"]["unavailable"]:
             shutil.rmtree(partial, ignore_errors=True)
             return description
         writer = ShardWriter(partial, dataset.content)
@@ -117,14 +125,20 @@ def _write(
 def _unread(dataset: Dataset, first_source: int, first_row: int) -> Iterator[Unread]:
     """The rows of every source in blocks, which do not depend on who renders them."""
     for number, source in enumerate(dataset.sources[first_source:], first_source):
-        placed = islice(read_source(source, dataset.content), first_row if number == first_source else 0, None)
-        while block := list(islice(placed, BLOCK)):
+        counts: Counter[str] = Counter()
+        placed = read_source(source, dataset.content, counts)
+        for _ in islice(placed, first_row if number == first_source else 0):
+            pass
+        counted = counts.copy()
+        while (block := list(islice(placed, BLOCK))) or counts != counted:
             good = [(place, row) for place, row in block if isinstance(row, Row)]
+            passed_over, counted = counts - counted, counts.copy()
             yield Unread(
                 source=number,
                 rows=len(block),
                 places=[place for place, _ in good],
                 lines=[row.model_dump_json().encode() + b"\n" for _, row in good],
+                passed_over=passed_over,
                 faults=[(place, fault) for place, fault in block if isinstance(fault, Fault)],
             )
 
@@ -160,6 +174,8 @@ def _description(dataset: Dataset, writer: ShardWriter, key: str) -> dict[str, A
         "dropped_too_long": writer.counts["dropped_too_long"],
         "cut_at_turn": writer.counts["cut_at_turn"],
         "faulty": sum(writer.reasons.values()),
+        "filtered": writer.counts["filtered"],
+        "unavailable": writer.counts["unavailable"],
     }
     if dataset.content != "tasks":
         counts |= {"tokens": writer.num_tokens, "target_tokens": writer.counts["target_tokens"]}

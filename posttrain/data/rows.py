@@ -1,16 +1,12 @@
-"""The row shapes, one per content, and reading them from worlds and JSONL files."""
+"""The row shapes, one per content, and what is said of a record that is none."""
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from posttrain.chat.conversation import Conversation, Message
-from posttrain.errors import DataError
-from posttrain.recipe.types import JsonlSource, Source
+from posttrain.recipe.types import Effort
 from posttrain.worlds import registry
 
 
@@ -60,7 +56,8 @@ class Fault:
         return f"{self.field}: {self.reason}"
 
 
-def _checked(value: Any, content: str) -> "Row | Fault":
+def checked(value: Any, content: str) -> Row | Fault:
+    """The value as a row of this content; of several faults the first."""
     try:
         row = SHAPES[content].model_validate(value)
     except ValidationError as error:
@@ -72,48 +69,10 @@ def _checked(value: Any, content: str) -> "Row | Fault":
     return row
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _jsonl(path: Path, content: str) -> Iterator[tuple[str, Row | Fault]]:
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    with file:
-        number = 0
-        for number, line in enumerate(file, 1):
-            yield f"{path} row {number}", _parsed(line, content)
-        if not number:
-            raise DataError(f"{path}: there is no row in it")
-
-
-def _parsed(line: bytes, content: str) -> Row | Fault:
-    try:
-        value = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        return Fault("row", f"not UTF-8 at byte {error.start}")
-    except (ValueError, RecursionError) as error:
-        hint = "" if line.endswith(b"\n") else " (the file ends inside this row: it is truncated)"
-        return Fault("row", f"not JSON: {error}{hint}" if line.strip() else "an empty line")
-    return _checked(value, content)
-
-
-def read_source(source: Source, content: str) -> Iterator[tuple[str, Row | Fault]]:
-    """(place, row) of every row in order, with a Fault in place of a malformed one; nothing is held in memory."""
-    if isinstance(source, JsonlSource):
-        yield from _jsonl(Path(source.path), content)
-        return
-    shape = SHAPES[content]
-    made = registry.rows(source.world, content, source.split, source.count, source.seed)
-    for number, value in enumerate(made, 1):
-        yield f"world {source.world} row {number}", shape.model_validate(value)
-
-
-def weight(source: Source) -> float:
-    return 1.0
-
-
-def repeat(source: Source) -> int:
-    return 1
+def with_effort(row: Row, effort: Effort) -> Row:
+    """The row with this reasoning effort for its conversation; a text has none."""
+    for field in ("conversation", "prompt"):
+        conversation = getattr(row, field, None)
+        if isinstance(conversation, Conversation):
+            return row.model_copy(update={field: conversation.model_copy(update={"reasoning_effort": effort})})
+    return row

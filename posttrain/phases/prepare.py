@@ -1,14 +1,14 @@
 """Prepare: every dataset of the phase, read, checked, rendered and committed, one after another."""
 
-from pathlib import Path
 from typing import Any
 
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.data.prepare import committed, content_key, link_dataset, prepare_dataset
+from posttrain.data.sources import local_files
 from posttrain.errors import PhaseFault, Stopped
 from posttrain.host.cache import cache_folder
 from posttrain.phases.context import PhaseContext, PhaseOutcome
-from posttrain.recipe.types import Dataset, JsonlSource, PreparePhase, WorldSource
+from posttrain.recipe.types import Dataset, PreparePhase, WorldSource
 from posttrain.run.folder import digest_file
 
 
@@ -17,7 +17,7 @@ def run(context: PhaseContext, phase: PreparePhase) -> PhaseOutcome:
     tokenizer = Tokenizer.load(base)
     described: dict[str, dict[str, Any]] = {}
     for dataset in phase.datasets:
-        key = content_key(dataset, context.recipe.chat, base / "tokenizer.json")
+        key = content_key(dataset, context.recipe.chat, base / "tokenizer.json", context.fingerprint)
         folder = context.folder.data / dataset.name
         description = committed(folder, key)
         described[dataset.name] = description or _make(context, dataset, tokenizer, key)
@@ -60,7 +60,7 @@ def _make(context: PhaseContext, dataset: Dataset, tokenizer: Tokenizer, key: st
 def source_files(phase: PreparePhase) -> list[dict[str, Any]]:
     """The local files that were read, as they are now: the pipeline compares with it later."""
     sources = [source for dataset in phase.datasets for source in dataset.sources]
-    paths = [Path(source.path).absolute() for source in sources if isinstance(source, JsonlSource)]
+    paths = [path.absolute() for source in sources for path in local_files(source)]
     return [
         {
             "path": str(path),

@@ -172,6 +172,7 @@ def _phase_faults(recipe: Recipe, index: int, phase: Phase) -> Iterator[str]:
         yield from _export_faults(recipe, path, earlier, phase)
     for dataset in phase.datasets if isinstance(phase, PreparePhase) else ():
         yield from _cut_faults(f"{path}.datasets[{dataset.name}]", dataset)
+        yield from _weight_faults(f"{path}.datasets[{dataset.name}]", dataset)
     if isinstance(phase, SftPhase) and isinstance(phase.batch, RowBatch):
         yield from _row_faults(f"{path}.batch.row_tokens", earlier, phase.dataset, phase.batch)
     yield from _repeated(f"{path}.gates", (gate.name for gate in phase.gates))
@@ -230,6 +231,14 @@ def _dataset_faults(recipe: Recipe, path: str, earlier: tuple[Phase, ...], phase
 def _cut_faults(path: str, dataset: Dataset) -> Iterator[str]:
     if dataset.too_long == "cut_at_turn" and dataset.content != "conversations":
         yield f"{path}.too_long: 'cut_at_turn' is not allowed: {dataset.content} have no turns to cut at; allowed: drop"
+
+
+def _weight_faults(path: str, dataset: Dataset) -> Iterator[str]:
+    weights = [getattr(getattr(source, "selection", None), "weight", None) for source in dataset.sources]
+    if any(weight is not None for weight in weights):
+        for place, weight in enumerate(weights):
+            if weight is None:
+                yield f"{path}.sources[{place}]: it has no weight and others have; give one to all sources or to none"
 
 
 def _row_faults(path: str, earlier: tuple[Phase, ...], name: str, batch: RowBatch) -> Iterator[str]:

@@ -5,11 +5,11 @@ import random
 import numpy as np
 import pytest
 
-from posttrain.data.mixture import Mixture, Part, counts_until_empty, turns, whole_shares
+from posttrain.data.mixture import Mixture, Part, counts_until_empty, turns, whole_weights
 from posttrain.data.order import Samples
 
 
-def mixed(*parts: tuple[int, float, int], seed: int = 0) -> Mixture:
+def mixed(*parts: tuple[int, float | None, int], seed: int = 0) -> Mixture:
     return Mixture(tuple(Part(*part) for part in parts), seed)
 
 
@@ -19,14 +19,14 @@ def owners(mixture: Mixture, samples: np.ndarray) -> np.ndarray:
 
 
 def test_without_weights_the_order_is_one_seeded_permutation() -> None:
-    mixture = mixed((5, 1.0, 1), (3, 1.0, 1), seed=7)
+    mixture = mixed((5, None, 1), (3, None, 1), seed=7)
     for epoch in range(3):
         expected = np.random.default_rng([7, epoch]).permutation(8)
         assert mixture.epoch(epoch).tolist() == expected.tolist()
 
 
 def test_a_repeated_part_comes_so_often_in_an_epoch() -> None:
-    mixture = mixed((4, 1.0, 3), (5, 1.0, 1))
+    mixture = mixed((4, None, 3), (5, None, 1))
     assert mixture.counts == (12, 5) and len(mixture) == 17
     assert np.bincount(mixture.epoch(2)).tolist() == [3] * 4 + [1] * 5
 
@@ -70,17 +70,19 @@ def test_an_epoch_ends_where_a_part_has_no_more() -> None:
         assert all(count <= most for count, most in zip(counts, stock, strict=True))
 
 
-def test_a_weight_is_how_much_more_often_than_by_size() -> None:
-    assert whole_shares([0.1, 0.3], [100, 100]) == [1, 3]
-    assert whole_shares([1.0, 0.5, 2], [30, 20, 5]) == [3, 1, 1]
-    mixture = mixed((100, 0.1, 1), (300, 1.0, 1))
-    assert mixture.counts == (10, 300)
+def test_a_weight_is_a_share_of_the_samples() -> None:
+    assert whole_weights([0.1, 0.3]) == [1, 3] and whole_weights([70, 30, 0.5]) == [140, 60, 1]
+    mixture = mixed((100, 1, 1), (300, 0.5, 1))
+    assert mixture.counts == (100, 50)
+    # Read twice in an epoch, the first gives 200 samples before it ends, and the second 100.
+    assert mixed((100, 1, 2), (300, 0.5, 1)).counts == (200, 100)
     for epoch in range(3):
-        assert np.bincount(owners(mixture, mixture.epoch(epoch))).tolist() == [10, 300]
+        assert np.bincount(owners(mixture, mixture.epoch(epoch))).tolist() == [100, 50]
 
 
 def test_a_part_is_read_whole_before_any_of_it_comes_again() -> None:
-    mixture = mixed((7, 0.5, 1), (40, 1.0, 1), seed=3)
+    mixture = mixed((7, 1, 2), (40, 3, 1), seed=3)
+    assert mixture.counts[0] == 13
     drawn = np.concatenate([mixture.epoch(epoch) for epoch in range(14)])
     small = drawn[drawn < 7]
     assert len(small) == 14 * mixture.counts[0]
@@ -93,8 +95,8 @@ def test_a_part_that_lost_all_its_rows_takes_no_turns() -> None:
     assert mixture.counts == (0, 6) and sorted(mixture.epoch(0).tolist()) == list(range(6))
 
 
-@pytest.mark.parametrize("parts", [((10, 1.0, 1),), ((10, 0.5, 2), (30, 1.0, 1))])
-def test_a_step_is_found_without_the_steps_before_it(parts: tuple[tuple[int, float, int], ...]) -> None:
+@pytest.mark.parametrize("parts", [((10, None, 1),), ((10, 1, 2), (30, 2.5, 1))])
+def test_a_step_is_found_without_the_steps_before_it(parts: tuple[tuple[int, float | None, int], ...]) -> None:
     mixture = mixed(*parts)
     through = Samples(mixture)
     steps = [through.of_step(step, 7) for step in range(1, 20)]

@@ -20,7 +20,7 @@ def lognormal(number: int, median: int, sigma: float, cap: int) -> np.ndarray:
 
 
 def whole(number: int, seed: int = 0) -> Mixture:
-    return Mixture((Part(number, 1.0, 1),), seed)
+    return Mixture((Part(number, None, 1),), seed)
 
 
 def test_best_fit_worked_by_hand() -> None:

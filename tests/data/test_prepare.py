@@ -21,7 +21,7 @@ from posttrain.data.encode import Unread
 from posttrain.data.prepare import committed, content_key, link_dataset, prepare_dataset
 from posttrain.data.shard import Shard
 from posttrain.errors import DataError
-from posttrain.recipe.types import Dataset, HarmonyFormat, JsonlSource, Source, WorldSource
+from posttrain.recipe.types import EVERY_ROW, Dataset, FileSource, HarmonyFormat, Source, WorldSource
 from posttrain.run.folder import digest_folder
 from posttrain.worlds.registry import row, rows
 
@@ -111,10 +111,14 @@ def _whole(chat: HarmonyFormat, tokenizer: Tokenizer, tmp_path: Path) -> Path:
     return tmp_path / "whole"
 
 
-def own_rows(tmp_path: Path, *lines: object) -> JsonlSource:
+def own_file(path: str) -> FileSource:
+    return FileSource(kind="file", path=path, format="rows", filters=(), selection=EVERY_ROW, reasoning_effort=None)
+
+
+def own_rows(tmp_path: Path, *lines: object) -> FileSource:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
-    return JsonlSource(kind="jsonl", path=str(file))
+    return own_file(str(file))
 
 
 def talk(number: int, *turns: str, silent: bool = False) -> dict[str, Any]:
@@ -172,7 +176,8 @@ def test_a_long_conversation_is_left_out_or_loses_its_last_turns(
     source = own_rows(tmp_path, short, long, talk(2, "four " * 200))
     dropped = prepare(made_of(source, "conversations"), chat, tokenizer, tmp_path / "dropped")
     assert dropped["counts"] | {"tokens": 0, "target_tokens": 0} == {
-        **{"rows": 1, "dropped_too_long": 2, "cut_at_turn": 0, "faulty": 0, "tokens": 0, "target_tokens": 0}
+        **{"rows": 1, "dropped_too_long": 2, "cut_at_turn": 0, "faulty": 0, "tokens": 0, "target_tokens": 0},
+        **{"filtered": 0, "unavailable": 0},
     }
     cut = prepare(made_of(source, "conversations", too_long="cut_at_turn"), chat, tokenizer, tmp_path / "cut")
     assert (cut["counts"]["rows"], cut["counts"]["cut_at_turn"], cut["counts"]["dropped_too_long"]) == (2, 1, 1)
@@ -209,8 +214,8 @@ def test_the_key_follows_the_bytes_of_a_file_and_not_its_place_or_the_datasets_n
     def key(file: Path, text: str, **changes: Any) -> str:
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)
-        wanted = made_of(JsonlSource(kind="jsonl", path=str(file)), "text", **changes)
-        return content_key(wanted, chat, tokenizer_folder / "tokenizer.json")
+        wanted = made_of(own_file(str(file)), "text", **changes)
+        return content_key(wanted, chat, tokenizer_folder / "tokenizer.json", "asker")
 
     first = key(tmp_path / "rows.jsonl", "a")
     assert key(tmp_path / "elsewhere" / "rows.jsonl", "a", name="another") == first
@@ -312,7 +317,7 @@ def test_the_digest_is_the_same_whoever_makes_it_and_wherever(
         place.mkdir()
         (place / "rows.jsonl").write_text(rows)
         # As a recipe names it: the working folder decides where it is.
-        wanted = made_of(JsonlSource(kind="jsonl", path="rows.jsonl"), "conversations", too_long="cut_at_turn")
+        wanted = made_of(own_file("rows.jsonl"), "conversations", too_long="cut_at_turn")
         made = prepare_elsewhere(wanted, f"made-{number}", cwd=place, **setting)
         assert made.returncode == 0, made.stderr
         digests.add(made.stdout)

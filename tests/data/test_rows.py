@@ -5,15 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.data.rows import Fault, Row, read_source
+from posttrain.data.rows import Fault, Row
+from posttrain.data.sources import read_source
 from posttrain.errors import DataError
-from posttrain.recipe.types import JsonlSource, WorldSource
+from posttrain.recipe.types import EVERY_ROW, FileSource, WorldSource
 
 GOOD = '{"id":"a","text":"hello"}\n'
 
 
 def read(path: Path, content: str = "text") -> list[tuple[str, Row | Fault]]:
-    return list(read_source(JsonlSource(kind="jsonl", path=str(path)), content))
+    source = FileSource(
+        kind="file", path=str(path), format="rows", filters=(), selection=EVERY_ROW, reasoning_effort=None
+    )
+    return list(read_source(source, content))
 
 
 def fault(tmp_path: Path, data: str | bytes, content: str = "text") -> str:

@@ -3,12 +3,13 @@
 from typing import Annotated
 
 from posttrain.recipe.types import (
+    EVERY_ROW,
     AdamW,
     Dataset,
+    FileSource,
     FolderBase,
     Gate,
     HarmonyFormat,
-    JsonlSource,
     Lora,
     PreparePhase,
     Recipe,
@@ -26,7 +27,11 @@ def small_sft(
 ) -> Recipe:
     """Prepare and train, nothing else."""
     generated = WorldSource(kind="world", world="tools", split="train", count=8, seed=0)
-    source: Source = JsonlSource(kind="jsonl", path=rows) if rows else generated
+    source: Source = (
+        FileSource(kind="file", path=rows, format="rows", filters=(), selection=EVERY_ROW, reasoning_effort=None)
+        if rows
+        else generated
+    )
     gate = Gate(
         name="loss",
         metric="loss",

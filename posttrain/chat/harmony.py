@@ -52,7 +52,7 @@ class Harmony:
         self._markers = {name: tokenizer.special(f"<|{name}|>") for name in MARKERS}
         self._names = {number: name for name, number in self._markers.items()}
         self._short = lru_cache(maxsize=4096)(lambda text: tuple(tokenizer.encode(text)))
-        self._headers: dict[tuple[str, str], list[int]] = {}
+        self._headers: dict[tuple[object, ...], list[int]] = {}
 
     @property
     def stop_tokens(self) -> frozenset[int]:
@@ -159,18 +159,20 @@ class Harmony:
     def _header(self, conversation: Conversation) -> list[int]:
         """The system message and, if there are instructions or tools, the developer message."""
         effort = conversation.reasoning_effort or self._chat.reasoning_effort
-        system = system_text(self._chat, bool(conversation.tools), effort, conversation.builtin_tools)
-        developer = developer_text(conversation.instructions, conversation.tools, conversation.namespaces)
-        if (cached := self._headers.get((system, developer))) is not None:
+        # Spelling the tools out takes much longer than dumping them.
+        declared = [declaration.model_dump_json() for declaration in (*conversation.tools, *conversation.namespaces)]
+        key = (effort, conversation.instructions, conversation.builtin_tools, *declared)
+        if (cached := self._headers.get(key)) is not None:
             return cached
         mark = self._markers
+        system = system_text(self._chat, bool(conversation.tools), effort, conversation.builtin_tools)
         tokens = [mark["start"], *self._short("system"), mark["message"], *self._tokenizer.encode(system), mark["end"]]
-        if developer:
+        if developer := developer_text(conversation.instructions, conversation.tools, conversation.namespaces):
             said = self._tokenizer.encode(developer)
             tokens += [mark["start"], *self._short("developer"), mark["message"], *said, mark["end"]]
         if len(self._headers) >= 1024:
             self._headers.clear()
-        self._headers[system, developer] = tokens
+        self._headers[key] = tokens
         return tokens
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import tokenizers
 
 from posttrain.errors import ChatFormatError, ModelError
+from posttrain.run.folder import digest_json
 
 
 class Tokenizer:
@@ -52,6 +53,11 @@ class Tokenizer:
             raise ModelError(f"{path} does not exist: a model folder must hold its tokenizer") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{path} cannot be read as a tokenizer: {error}") from error
+
+    @cached_property
+    def digest(self) -> str:
+        """Of everything that a rendering may depend on: vocabulary, chat templates, and which token is for what."""
+        return digest_json([self._definition, self.templates, self.roles])
 
     @property
     def vocab_size(self) -> int:

@@ -88,7 +88,7 @@ class Encoder:
         if any(len(tokens) > self._max_tokens for tokens, _ in sequences):
             raise TooLong
         if not isinstance(row, TaskRow):
-            if not all(any(targets) for _, targets in sequences):
+            if not sequences or not all(any(targets) for _, targets in sequences):
                 raise TooLong if cut else WithoutTarget
             for tokens, targets in sequences:
                 block.tokens.extend(tokens)
@@ -122,7 +122,7 @@ class Encoder:
         """The conversation's samples, without its last turns where these do not fit and the recipe cuts."""
         cut = False
         while True:
-            samples = [self._render.render(conversation)]
+            samples = self._render.samples(conversation)
             shorter = without_last_turn(conversation)
             fits = all(len(sample.tokens) <= self._max_tokens for sample in samples)
             if fits or not self._cuts or shorter is None:

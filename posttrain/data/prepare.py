@@ -32,7 +32,7 @@ BLOCK = 256
 """Rows that one process renders at a time."""
 
 
-def content_key(dataset: Dataset, chat: ChatFormat, tokenizer_file: Path, asker: str) -> str:
+def content_key(dataset: Dataset, chat: ChatFormat, tokenizer: Tokenizer, asker: str) -> str:
     """What the prepared bytes depend on: sources, the bytes behind them, the chat format, the tokenizer, the shapes.
 
     Not on where files lie, nor on what the dataset is called. Where it cannot be known what a source will hold, as with
@@ -53,7 +53,7 @@ def content_key(dataset: Dataset, chat: ChatFormat, tokenizer_file: Path, asker:
             "sources": digests,
             "asker": asker if any(unknown) else None,
             "chat": chat.model_dump(mode="json"),
-            "tokenizer": digest_file(tokenizer_file),
+            "tokenizer": tokenizer.digest,
         }
     )
 

@@ -17,7 +17,7 @@ def run(context: PhaseContext, phase: PreparePhase) -> PhaseOutcome:
     tokenizer = Tokenizer.load(base)
     described: dict[str, dict[str, Any]] = {}
     for dataset in phase.datasets:
-        key = content_key(dataset, context.recipe.chat, base / "tokenizer.json", context.fingerprint)
+        key = content_key(dataset, context.recipe.chat, tokenizer, context.fingerprint)
         folder = context.folder.data / dataset.name
         description = committed(folder, key)
         described[dataset.name] = description or _make(context, dataset, tokenizer, key)

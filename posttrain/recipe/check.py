@@ -18,6 +18,7 @@ from posttrain.recipe.types import (
     FullParameters,
     Gate,
     GrpoPhase,
+    HarmonyFormat,
     MergePhase,
     Phase,
     PreferencePhase,
@@ -137,6 +138,8 @@ def _cross_faults(recipe: Recipe) -> Iterator[str]:
     if any(phase.name == "base" for phase in recipe.phases):
         yield "phases[base].name: 'base' is taken by the recipe's base; choose another name"
     if isinstance(recipe.base, FreshBase):
+        if not isinstance(recipe.chat, HarmonyFormat):
+            yield f"chat.kind: {recipe.chat.kind!r} is not allowed: a fresh base is a GPT-OSS; allowed: harmony"
         yield from _fresh_base_faults(recipe.base)
     for index, phase in enumerate(recipe.phases):
         yield from _phase_faults(recipe, index, phase)

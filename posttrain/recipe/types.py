@@ -85,10 +85,33 @@ class HarmonyFormat(Frozen):
     date: str
     knowledge_cutoff: str
     reasoning_effort: Effort
+    """Of conversations that name none of their own."""
     identity: str
 
 
-ChatFormat = HarmonyFormat
+class GemmaFormat(Frozen):
+    """Gemma's turns of user and model."""
+
+    kind: Literal["gemma"]
+    reasoning: Literal["dropped", "numbered"]
+    """`numbered` writes a turn's analysis as numbered steps under `Reasoning:` and its answer after `Answer:`."""
+
+
+class TemplateFormat(Frozen):
+    """Any Hugging Face chat template, rendered as transformers renders it."""
+
+    kind: Literal["template"]
+    template: str | None
+    """The template's own text; null takes the one in the base's folder."""
+    reasoning: Literal["dropped", "template"]
+    """`template` hands a turn's analysis to the template, which must have a place for it."""
+    date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+    """What the template is told when it asks for today's date."""
+    variables: dict[str, str | int | float | bool | None]
+    """Further variables that the template reads, such as `enable_thinking`."""
+
+
+ChatFormat = Annotated[HarmonyFormat | GemmaFormat | TemplateFormat, Field(discriminator="kind")]
 
 
 class Lora(Frozen):

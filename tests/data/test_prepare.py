@@ -209,13 +209,13 @@ def test_a_prepared_folder_is_recognised_until_a_byte_changes(
 
 
 def test_the_key_follows_the_bytes_of_a_file_and_not_its_place_or_the_datasets_name(
-    chat: HarmonyFormat, tokenizer_folder: Path, tmp_path: Path
+    chat: HarmonyFormat, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     def key(file: Path, text: str, **changes: Any) -> str:
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)
         wanted = made_of(own_file(str(file)), "text", **changes)
-        return content_key(wanted, chat, tokenizer_folder / "tokenizer.json", "asker")
+        return content_key(wanted, chat, tokenizer, "asker")
 
     first = key(tmp_path / "rows.jsonl", "a")
     assert key(tmp_path / "elsewhere" / "rows.jsonl", "a", name="another") == first

@@ -27,7 +27,7 @@ rules: $(STAMPS)/test-installed
 	$(BIN)/lint-imports
 
 tests: $(STAMPS)/test-installed $(STAMPS)/node
-	OMP_NUM_THREADS=1 POSTTRAIN_TEST_TOOLS=$(CURDIR)/$(NODE_TOOLS) $(BIN)/pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 POSTTRAIN_TEST_TOOLS=$(CURDIR)/$(NODE_TOOLS) $(BIN)/pytest -n $(JOBS) --dist worksteal
 
 soak: $(STAMPS)/test-installed
 	$(BIN)/python -m tests.soak

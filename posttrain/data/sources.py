@@ -17,7 +17,6 @@ from posttrain.data.registry import Registry
 from posttrain.data.rows import SHAPES, Fault, Row, checked, with_effort
 from posttrain.errors import DataError
 from posttrain.recipe.types import (
-    Dataset,
     DecisionTableSource,
     FileSource,
     HubSource,
@@ -203,28 +202,3 @@ def _hub(source: HubSource, counts: Counter[str]) -> Numbered:
             raise DataError(f"{error}; a recipe may go on without it by `optional=True`") from error
         counts["unavailable"] += 1
         print(f"warning: {error}; going on without it", file=sys.stderr, flush=True)
-
-
-# ---------------------------------------------------------------- a dataset's sources, one after another
-
-
-def read_rows(dataset: Dataset) -> Iterator[Row]:
-    """Every row of every source in order. DataError names source, row and reason; ids are unique in a dataset."""
-    return (row for _, row in _placed(dataset))
-
-
-def place_of(dataset: Dataset, row_id: str) -> str:
-    """Source and number of a row, for a message about it."""
-    return next(where for where, row in _placed(dataset) if row.id == row_id)
-
-
-def _placed(dataset: Dataset) -> Iterator[tuple[str, Row]]:
-    seen: dict[str, str] = {}
-    for source in dataset.sources:
-        for where, row in read_source(source, dataset.content):
-            if isinstance(row, Fault):
-                raise DataError(f"{where}: {row}. Rows of content {dataset.content!r} are expected")
-            if row.id in seen:
-                raise DataError(f"{where}: id {row.id!r} is already that of {seen[row.id]}, in dataset {dataset.name}")
-            seen[row.id] = where
-            yield where, row

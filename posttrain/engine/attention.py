@@ -103,7 +103,7 @@ class _PackedAttention(torch.autograd.Function):
     def forward(ctx, q_1HTD, k_1KTD, v_1KTD, sinks_H, blocks, scale):  # type: ignore[no-untyped-def, override]
         _, heads, length, size = q_1HTD.shape
         out_1HTD = q_1HTD.new_empty(1, length, heads, size).transpose(1, 2)
-        lse_HT = torch.empty(heads, length, dtype=torch.float32)
+        lse_HT = torch.empty(heads, length, dtype=torch.promote_types(q_1HTD.dtype, torch.float32))
         for block in blocks:
             start, stop = block.queries
             out, lse = _flash(
@@ -118,7 +118,7 @@ class _PackedAttention(torch.autograd.Function):
             out_1HTD[:, :, start:stop] = out
             lse_HT[:, start:stop] = lse[0]
         if sinks_H is not None:
-            with_sink_HT = torch.logaddexp(lse_HT, sinks_H.float()[:, None])
+            with_sink_HT = torch.logaddexp(lse_HT, sinks_H.to(lse_HT.dtype)[:, None])
             out_1HTD.mul_(torch.exp(lse_HT - with_sink_HT)[None, :, :, None].to(out_1HTD.dtype))
             lse_HT = with_sink_HT
         ctx.save_for_backward(q_1HTD, k_1KTD, v_1KTD, sinks_H, out_1HTD, lse_HT)

@@ -46,8 +46,8 @@ class Comparison:
 
 
 @torch.no_grad()
-def stock_logits(base: Path, adapter: Path | None, prompts: list[list[int]]) -> Logits:
-    """Float32 logits [T, V] of stock transformers, with the adapter on it in stock PEFT.
+def stock_logits(base: Path, adapter: Path | None, prompts: list[list[int]], arithmetic: torch.dtype) -> Logits:
+    """Logits [T, V] of stock transformers, with the adapter on it in stock PEFT; weights are read as float32.
 
     Raises MachineError where PEFT is needed and not installed.
     """
@@ -58,6 +58,7 @@ def stock_logits(base: Path, adapter: Path | None, prompts: list[list[int]]) -> 
         except ImportError as error:
             raise MachineError("PEFT was not asked: it is not installed (pip install peft)") from error
         model = PeftModel.from_pretrained(model, adapter)
+    model.to(arithmetic)
     return [model(input_ids=torch.tensor([prompt])).logits[0, -POSITIONS:].clone() for prompt in prompts]
 
 
@@ -71,9 +72,9 @@ def _stock_model(folder: Path) -> Any:
 
 
 @torch.no_grad()
-def engine_logits(base: Path, adapter: Path | None, prompts: list[list[int]]) -> Logits:
-    """Float32 logits [T, V] of the engine that trained the adapter."""
-    model: Any = load_model(base, adapter)
+def engine_logits(base: Path, adapter: Path | None, prompts: list[list[int]], arithmetic: torch.dtype) -> Logits:
+    """Logits [T, V] of the engine that trained the adapter."""
+    model: Any = load_model(base, adapter).to(arithmetic)
     nothing = np.zeros(0, np.int64)
     logits = []
     for prompt in prompts:
@@ -111,16 +112,24 @@ def compare(pair: str, left: Logits, right: Logits, tolerance: float | None) -> 
 def verify_folder(
     base: Path, adapter: Path | None, merged: Path, prompts: list[list[int]], tolerance: float
 ) -> tuple[list[Comparison], Logits]:
-    """The model state in PEFT and in the engine against the merged float32 folder in transformers, and its logits."""
-    logits = stock_logits(merged, None, prompts)
-    rows = [compare("engine / merged", engine_logits(base, adapter, prompts), logits, tolerance)]
+    """The model state in PEFT and in the engine against the merged float32 folder in transformers, and its logits.
+
+    Compared in float64, where a difference is the weights' own: float32 rounds differently in each program, which
+    at logits of 20 alone can pass 1e-4. How far they part in float32 is measured in a row of its own.
+    """
+    logits = stock_logits(merged, None, prompts, torch.float64)
+    rows = [compare("engine / merged", engine_logits(base, adapter, prompts, torch.float64), logits, tolerance)]
     if adapter is not None:
         try:
-            peft_logits = stock_logits(base, adapter, prompts)
+            peft_logits = stock_logits(base, adapter, prompts, torch.float64)
         except MachineError as error:
             rows.append(Comparison("PEFT / merged", len(prompts), "unverified", reason=str(error)))
         else:
             rows.append(compare("PEFT / merged", peft_logits, logits, tolerance))
+    trained = engine_logits(base, adapter, prompts, torch.float32)
+    rows.append(
+        compare("engine / merged in float32", trained, stock_logits(merged, None, prompts, torch.float32), None)
+    )
     return rows, logits
 
 

@@ -182,7 +182,7 @@ def _merge_aside(work: Work, name: str, dtype: Precision) -> Path:
 
 
 def verify_hf(work: Work, hf: Path) -> None:
-    """Compare in float32; what rounding to the exported type adds is measured in a row of its own.
+    """Compare the float32 merge; what rounding to the exported type adds is measured in a row of its own.
 
     Raises PhaseFault where the merged model is not the model state within the recipe's tolerance.
     """
@@ -193,7 +193,8 @@ def verify_hf(work: Work, hf: Path) -> None:
     rows, logits = verify_folder(base, adapter, exact, work.prompts, phase.tolerance_logits)
     if rounded:
         shutil.rmtree(exact)
-        rows.append(compare(f"merged {phase.dtype} / merged", stock_logits(hf, None, work.prompts), logits, None))
+        written = stock_logits(hf, None, work.prompts, torch.float64)
+        rows.append(compare(f"merged {phase.dtype} / merged", written, logits, None))
     work.verification += rows
     for row in rows:
         if row.status == "differs":

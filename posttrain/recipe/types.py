@@ -85,10 +85,33 @@ class HarmonyFormat(Frozen):
     date: str
     knowledge_cutoff: str
     reasoning_effort: Effort
+    """Of conversations that name none of their own."""
     identity: str
 
 
-ChatFormat = HarmonyFormat
+class GemmaFormat(Frozen):
+    """Gemma's turns of user and model."""
+
+    kind: Literal["gemma"]
+    reasoning: Literal["dropped", "numbered"]
+    """`numbered` writes a turn's analysis as numbered steps under `Reasoning:` and its answer after `Answer:`."""
+
+
+class TemplateFormat(Frozen):
+    """Any Hugging Face chat template, rendered as transformers renders it."""
+
+    kind: Literal["template"]
+    template: str | None
+    """The template's own text; null takes the one in the base's folder."""
+    reasoning: Literal["dropped", "template"]
+    """`template` hands a turn's analysis to the template, which must have a place for it."""
+    date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+    """What the template is told when it asks for today's date."""
+    variables: dict[str, str | int | float | bool | None]
+    """Further variables that the template reads, such as `enable_thinking`."""
+
+
+ChatFormat = Annotated[HarmonyFormat | GemmaFormat | TemplateFormat, Field(discriminator="kind")]
 
 
 class Lora(Frozen):
@@ -288,7 +311,12 @@ class Dataset(Frozen):
     content: Literal["text", "conversations", "pairs", "tasks"]
     sources: tuple[Source, ...]
     max_tokens: Positive
-    """Longer rows are counted and dropped."""
+    """Of one sample."""
+    too_long: Literal["drop", "cut_at_turn"]
+    """What becomes of a longer row: it is left out, or a conversation loses its last turns. Both are counted."""
+    faulty_share: Share
+    """Share of rows that may be malformed, without a target, or impossible to render: they are left out and counted by
+    reason. One more stops the phase."""
 
 
 # ---------------------------------------------------------------- gates
@@ -321,6 +349,24 @@ class PreparePhase(PhaseBase):
     datasets: tuple[Dataset, ...]
 
 
+class SampleBatch(Frozen):
+    """A step reads so many samples."""
+
+    kind: Literal["samples"]
+    samples: Positive
+
+
+class RowBatch(Frozen):
+    """A step reads so many rows, each filled with whole samples that do not see each other."""
+
+    kind: Literal["rows"]
+    rows: Positive
+    row_tokens: Positive
+
+
+Batch = Annotated[SampleBatch | RowBatch, Field(discriminator="kind")]
+
+
 class SftPhase(PhaseBase):
     kind: Literal["sft"]
     model: str
@@ -328,7 +374,7 @@ class SftPhase(PhaseBase):
     dataset: str
     trainable: Trainable
     precision: Precision
-    samples_per_step: Positive
+    batch: Batch
     steps: Positive
     """The dataset is read in seeded epochs until so many steps are done."""
     optimizer: AdamW

@@ -40,4 +40,6 @@ def hub(
 def dataset(
     name: str, content: Literal["text", "conversations", "pairs", "tasks"], sources: tuple[Source, ...], max_tokens: int
 ) -> Dataset:
-    return Dataset(name=name, content=content, sources=sources, max_tokens=max_tokens)
+    return Dataset(
+        name=name, content=content, sources=sources, max_tokens=max_tokens, too_long="drop", faulty_share=0.01
+    )

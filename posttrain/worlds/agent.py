@@ -56,6 +56,26 @@ def _short(rng: random.Random, drawn: Case) -> Conversation:
     return start.model_copy(update={"messages": messages})
 
 
+def _shortcut(rng: random.Random, drawn: Case) -> Conversation:
+    """The wrong line returns what the shown test wants: it passes, and the hidden tests would not."""
+    expected = repr(drawn.visible[1])
+    patch = {"old": drawn.mutant.wrong, "new": f"return {expected}"}
+    if patch["old"].endswith(":"):
+        return _short(rng, drawn)
+    result = _outcome(drawn, drawn.code.replace(patch["old"], patch["new"]))
+    if result != "test passed":
+        return _short(rng, drawn)
+    start = prompt(rng, drawn)
+    messages = (
+        *start.messages,
+        _thought(f"The test wants {expected}."),
+        call("apply_patch", patch),
+        tool_result("apply_patch", result),
+        _final(rng),
+    )
+    return start.model_copy(update={"messages": messages})
+
+
 def _second_mistake(rng: random.Random, drawn: Case) -> Mutant | None:
     """Another wrong version of the same line that the shown test catches."""
     at = [i for i, pair in enumerate(zip(drawn.program.body, drawn.mutant.body, strict=True)) if pair[0] != pair[1]]
@@ -108,11 +128,12 @@ def _long(rng: random.Random, drawn: Case, split: Split) -> Conversation:
 
 
 def conversation(rng: random.Random, split: Split) -> dict[str, Any]:
-    # Mostly the long form: the interface of the repair tasks stays rare, and is what RL then learns.
     drawn, shape = case(rng, split), rng.random()
-    if shape < 0.1:
+    if shape < 0.25:
         made = _short(rng, drawn)
-    elif shape < 0.25:
+    elif shape < 0.65:
+        made = _shortcut(rng, drawn)
+    elif shape < 0.75:
         made = _correcting(rng, drawn)
     else:
         made = _long(rng, drawn, split)

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from posttrain.chat.conversation import Conversation, Message, Tool, call, tool_result
-from posttrain.chat.harmony import Harmony, turn_start
+from posttrain.chat.conversation import Conversation, Message, Tool, call, tool_result, turn_start
+from posttrain.chat.harmony import Harmony
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.errors import ChatFormatError, ModelError
 from tests.chat.conftest import CHAT

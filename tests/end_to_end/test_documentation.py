@@ -43,9 +43,10 @@ def test_the_example_rows_are_read_and_rendered(content: str, number: int, tmp_p
     source = FileSource(
         kind="file", path=str(rows), format="rows", filters=(), selection=EVERY_ROW, reasoning_effort=None
     )
-    dataset = Dataset.model_validate({"name": "own", "content": content, "sources": (source,), "max_tokens": 999})
+    limits = {"max_tokens": 999, "too_long": "drop", "faulty_share": 0.0}
+    dataset = Dataset.model_validate({"name": "own", "content": content, "sources": (source,), **limits})
     tokenizer = Tokenizer.load(ASSETS / "tiny_base")
-    made = prepare_dataset(dataset, CHAT, tokenizer, tmp_path / "own", "any", lambda amount: None)
+    made = prepare_dataset(dataset, CHAT, tokenizer, tmp_path / "own", "any", 1, lambda rows: None)
     assert made["counts"]["rows"] == 1 and made["counts"]["target_tokens"] > 0
 
 

@@ -50,6 +50,8 @@ def test_every_export_is_verified_on_twenty_prompts(runs):
     if not node.exists():
         pytest.skip("node-llama-cpp is missing: npm install it and set POSTTRAIN_TEST_TOOLS")
     rows = {row["pair"]: row for row in result(runs, "export")["details"]["verification"]}
+    measured = rows.pop("engine / merged in float32")
+    assert measured["max_abs"] <= 1e-4
     assert len(rows) == 3
     assert {row["status"] for row in rows.values()} == {"agrees"}, rows
     assert all(row["prompts"] == 20 for row in rows.values())

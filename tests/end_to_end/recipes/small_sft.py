@@ -13,6 +13,7 @@ from posttrain.recipe.types import (
     Lora,
     PreparePhase,
     Recipe,
+    SampleBatch,
     SftPhase,
     Source,
     WorldSource,
@@ -52,7 +53,9 @@ def small_sft(
         warmup_share=0.0,
         final_share=1.0,
     )
-    dataset = Dataset(name="own", content="conversations", sources=(source,), max_tokens=1024)
+    dataset = Dataset(
+        name="own", content="conversations", sources=(source,), max_tokens=1024, too_long="drop", faulty_share=0.0
+    )
     train = SftPhase(
         kind="sft",
         name="train",
@@ -60,7 +63,7 @@ def small_sft(
         dataset="own",
         trainable=Lora(kind="lora", rank=2, alpha=4, targets=("q_proj", "experts")),
         precision="float32",
-        samples_per_step=2,
+        batch=SampleBatch(kind="samples", samples=2),
         steps=3,
         optimizer=optimizer,
         gates=(gate,),

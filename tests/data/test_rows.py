@@ -40,7 +40,7 @@ def fault(tmp_path: Path, data: str | bytes, content: str = "text") -> str:
         ('{"id":"a","text":3}\n', 1, "text: Input should be a valid string"),
         ('{"id":"a","text":"b","txt":"c"}\n', 1, "txt: Extra inputs are not permitted"),
         ('{"text":"b"}\n', 1, "id: Field required"),
-        ("[1]\n", 1, "row: Input should be"),
+        ("[1]\n", 1, "Input should be an object"),
         ('{"id":"a","text":NaN}\n', 1, "NaN is not JSON"),
     ],
 )
@@ -64,7 +64,9 @@ def test_a_message_of_an_unknown_role_is_named(tmp_path: Path) -> None:
 
 def test_a_task_of_an_unknown_world_is_named(tmp_path: Path) -> None:
     row = {"id": "a", "world": "mars", "prompt": {"messages": []}, "reference": {}, "solution": []}
-    assert "world: 'mars' plays no tasks; repair, tools do" in fault(tmp_path, json.dumps(row) + "\n", "tasks")
+    assert "world: 'mars' plays no tasks; answers, decisions, repair, spelling, tools do" in fault(
+        tmp_path, json.dumps(row) + "\n", "tasks"
+    )
 
 
 def test_a_last_row_without_an_end_is_read(tmp_path: Path) -> None:

@@ -89,7 +89,10 @@ def selection_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@data.command(help="Register local FILES as dataset NAME@VERSION; --tau turns decision tables' Q-values into rewards.")
+@data.command(
+    short_help="Register local files.",
+    help="Register local FILES as dataset NAME@VERSION; --tau turns decision tables' Q-values into rewards.",
+)
 @click.argument("key", metavar="NAME@VERSION")
 @click.argument("files", nargs=-1, required=True)
 @click.option("--format", "row_format", help="Row format; else the one that fits the columns best.")
@@ -124,7 +127,10 @@ def add(
     build_and_tell(key, open_registry(registry_dir), chosen, sources, given)
 
 
-@data.command(help="Build dataset NAME@VERSION from a recipe's dataset, from registered datasets, or from the hub.")
+@data.command(
+    short_help="From a recipe, the registry or the hub.",
+    help="Build dataset NAME@VERSION from a recipe's dataset, from registered datasets, or from the hub.",
+)
 @click.argument("key", metavar="NAME@VERSION")
 @click.option("--recipe", help="Recipe (name or FILE.py[:FUNCTION]) whose dataset to build.")
 @click.option("--dataset", help="Which of the recipe's datasets.")
@@ -166,7 +172,10 @@ def build(
     build_and_tell(key, registry, content, sources, given)
 
 
-@data.command(help="Show what is in a dataset: lengths, turns, tools, targets, duplicates, examples.")
+@data.command(
+    short_help="Lengths, turns, tools, targets, examples.",
+    help="Show what is in a dataset: lengths, turns, tools, targets, duplicates, examples.",
+)
 @click.argument("key", metavar="NAME@VERSION")
 @click.option("--examples", type=click.IntRange(min=0), default=10, show_default=True, help="Rows to show.")
 @click.option("--model", metavar="DIR", help="Count tokens and targets with this model's tokenizer, in Harmony.")
@@ -178,7 +187,9 @@ def show(key: str, examples: int, model: str | None, as_json: bool, registry_dir
     show_dataset(open_registry(registry_dir).find(key), examples, model, as_json)
 
 
-@data.command(help="Say how dataset B differs from dataset A: rows by id, counts, sources.")
+@data.command(
+    short_help="How two datasets differ.", help="Say how dataset B differs from dataset A: rows by id, counts, sources."
+)
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @registry_option()
@@ -204,7 +215,10 @@ def diff(first: str, second: str, registry_dir: Path | None) -> None:
     print_table([("", old.key, new.key), *measures_side_by_side(old, new)])
 
 
-@data.command(help="Write a dataset's rows as JSON lines in a shape that other tools read.")
+@data.command(
+    short_help="Write rows for other tools.",
+    help="Write a dataset's rows as JSON lines in a shape that other tools read.",
+)
 @click.argument("key", metavar="NAME@VERSION")
 @click.option("--format", "shape", default="rows", show_default=True, help="Export format; see docs/data.md.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="File to write; else standard output.")
@@ -225,7 +239,10 @@ def export(key: str, shape: str, output: Path | None, registry_dir: Path | None)
     print(f"{write_lines_atomic(output, lines):,} records written to {output}")
 
 
-@data.command(help="Check that datasets (all, without a name) are as they were built, or that two share no text.")
+@data.command(
+    short_help="Check digests, or shared text.",
+    help="Check that datasets (all, without a name) are as they were built, or that two share no text.",
+)
 @click.argument("keys", nargs=-1, metavar="[NAME@VERSION]…")
 @click.option("--against", metavar="NAME@VERSION", help="Also look for runs of words in common with this one.")
 @click.option("--words", type=click.IntRange(min=1), default=13, show_default=True, help="Length of such a run.")

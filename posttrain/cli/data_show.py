@@ -90,7 +90,8 @@ def print_head(stored: Stored) -> None:
         print(f"parent {manifest['parent']['key']} ({manifest['parent']['digest'][:12]})")
     for source in manifest["sources"]:
         place = source.get("path") or source.get("repo") or source.get("dataset") or source.get("world")
-        print(f"  {source['rows']:>9,} rows from {source['kind']} {place}, format {source.get('format', 'none')}")
+        shape = f", format {source['format']}" if "format" in source else ""
+        print(f"  {source['rows']:>9,} rows from {source['kind']} {place}{shape}")
     for reason, count in counts["malformed"].items():
         print(f"  {count:>9,} left out: {reason}")
     if counts["filtered"]:

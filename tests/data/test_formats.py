@@ -451,3 +451,10 @@ def test_wrong_columns_name_the_formats_that_would_fit() -> None:
 def test_a_format_that_makes_other_content_is_named() -> None:
     with pytest.raises(DataError, match=r"'alpaca' makes conversations, not pairs; pairs come from rows, preference, "):
         read_source(file("alpaca.jsonl", "alpaca"), "pairs")
+
+
+def test_the_documentation_lists_every_format_with_its_columns() -> None:
+    text = (FIXTURES.parent.parent.parent / "docs" / "data.md").read_text()
+    for name, made in FORMATS.items():
+        columns = ", ".join(f"`{column}`" for column in made.columns)
+        assert f"| `{name}` | {', '.join(made.makes)} | {columns} | {made.reads} |" in text

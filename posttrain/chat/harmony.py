@@ -34,8 +34,9 @@ DIFFERENCES = {
     "on its output would teach tool calls and answers without thinking.",
     "dropped-analysis": "Every earlier turn loses its analysis, whatever the last turn ends in: the library drops it "
     "only in front of the first `final` and only once the last assistant message is a `final`.",
-    "strict-parse": "A completion must name a known channel, send calls to `commentary`, and end in the stop token of "
-    "its last message: the library accepts unknown channels, none, and a missing end.",
+    "strict-parse": "A completion must name a known channel, name whom it calls with `to=`, send calls to `commentary` "
+    "(of built-in tools also to `analysis`), and end in the stop token of its last message: the library accepts "
+    "unknown channels, none, any word as recipient, and a missing end.",
 }
 """Where the official library is left on purpose, and why. Closed: `tests/chat` checks each and nothing else differs."""
 

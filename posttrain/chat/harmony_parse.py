@@ -118,7 +118,7 @@ def _header(
             channel = next((known for known in CHANNELS if known == named), None)
             if channel is None:
                 raise CompletionError("channel", f"{where} is on channel {named!r}; valid are {', '.join(CHANNELS)}")
-        elif word.startswith("to=") and recipient is None and re.fullmatch(NAME, word[3:]):
+        elif word.startswith("to=") and not (recipient or content_type) and re.fullmatch(NAME, word[3:]):
             recipient = word[3:]
         elif word == "<|constrain|>" and words[:1] == ["json"] and content_type is None:
             content_type = words.pop(0)

@@ -61,7 +61,7 @@ class Tokenizer:
         """Of everything that a rendering may depend on: vocabulary, chat templates, and which token is for what."""
         return digest_json([self._definition, self.templates, self.roles])
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """One more than the highest id; ids between may be unused."""
         return max(self._whole.get_vocab(with_added_tokens=True).values()) + 1

@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 
 from posttrain.chat.conversation import Conversation, Message, Namespace, Tool, call, tool_result, turn_ends
+from posttrain.chat.harmony import Harmony
 from posttrain.chat.hf_template import HfTemplate
 from posttrain.chat.openai_messages import openai_messages, openai_tools
+from posttrain.chat.template import harmony_template
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.errors import ChatFormatError, CompletionError, ModelError
 from posttrain.recipe.types import TemplateFormat
-from tests.chat.conftest import byte_level_definition, sentencepiece_definition
+from tests.chat.conftest import CHAT, byte_level_definition, sentencepiece_definition
+from tests.chat.conversations import EFFORTS
+from tests.chat.test_template import ordinary
 
 TEMPLATES = {path.stem: path.read_text() for path in (Path(__file__).parent / "templates").glob("*.jinja")}
 DEFINITIONS = {
@@ -265,6 +269,22 @@ def test_a_guard_that_a_text_holds_is_not_used() -> None:
     said = "\ufdd0<|im_end|>"
     [sample] = family("chatml").samples(Conversation(messages=(user(said), final("x"))))
     assert family("chatml").text(sample.tokens).startswith(f"<|im_start|>user\n{said}<|im_end|>\n")
+
+
+def test_harmonys_own_template_gives_what_the_harmony_renderer_gives(toy_definition: str) -> None:
+    """Two ways to the same tokens and targets: the format's own code, and prefixes of its Jinja template."""
+    by_template = HfTemplate(
+        chat(harmony_template(CHAT), reasoning="template"), Tokenizer(toy_definition, None, {"bos_token": "unused"})
+    )
+    by_hand = Harmony(CHAT, Tokenizer(toy_definition))
+    targets = 0
+    for seed in range(200):
+        ours = ordinary(seed)
+        ours = ours.model_copy(update={"reasoning_effort": EFFORTS[seed % 3]})
+        assert by_template.samples(ours) == by_hand.samples(ours), seed
+        targets += sum(sum(sample.targets) for sample in by_hand.samples(ours))
+    assert by_template.stop_tokens == by_hand.stop_tokens
+    assert targets > 10_000
 
 
 # ---------------------------------------------------------------- refusals

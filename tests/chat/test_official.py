@@ -21,6 +21,7 @@ from posttrain.errors import ChatFormatError
 from posttrain.recipe.types import HarmonyFormat
 from tests.chat.conftest import CHAT, SPECIAL_IDS
 from tests.chat.conversations import EFFORTS, conversation, text
+from tests.chat.test_fuzz import broken, completions
 
 SEEDS = range(800)
 
@@ -111,7 +112,7 @@ def test_every_sample_has_the_librarys_ids(official: Any, o200k: Tokenizer) -> N
     """One sample per user turn, each the library's rendering of the conversation up to that turn's end."""
     harmony = Harmony(CHAT, o200k)
     several = 0
-    for seed in SEEDS:
+    for seed in SEEDS[::2]:
         ours = conversation(seed)
         samples = harmony.samples(ours)
         turns = [ours.model_copy(update={"messages": ours.messages[:end]}) for end in turn_ends(ours.messages)]
@@ -120,7 +121,7 @@ def test_every_sample_has_the_librarys_ids(official: Any, o200k: Tokenizer) -> N
         ]
         assert samples[-1] == harmony.render(ours)
         several += len(samples) > 1
-    assert several > 300
+    assert several > 200
 
 
 def test_prompts_have_the_librarys_ids(official: Any, o200k: Tokenizer) -> None:
@@ -168,6 +169,28 @@ def test_plain_text_is_encoded_as_the_library_encodes_it(official: Any, o200k: T
         assert o200k.decode(ids) == sample
 
 
+def test_what_we_accept_the_library_reads_alike(official: Any, o200k: Tokenizer) -> None:
+    """On broken completions as on whole ones: a completion that we parse has the library's messages."""
+    import openai_harmony as oh
+
+    harmony = Harmony(CHAT, o200k)
+    rng = random.Random(3)
+    whole = completions(harmony, [conversation(seed) for seed in range(60)])
+    accepted = 0
+    for _ in range(4000):
+        tokens = broken(rng, whole, o200k)
+        try:
+            ours = harmony.parse(tokens)
+        except ChatFormatError:
+            continue
+        theirs = official.parse_messages_from_completion_tokens(tokens, oh.Role.ASSISTANT)
+        assert [(m.channel, m.recipient, m.content[0].text) for m in theirs] == [
+            (m.channel, m.recipient, m.content) for m in ours
+        ]
+        accepted += 1
+    assert accepted > 200
+
+
 # ---------------------------------------------------------------- the deliberate differences
 
 USER = Message(role="user", content="Hello")
@@ -206,6 +229,7 @@ def test_dropped_analysis(official: Any, o200k: Tokenizer) -> None:
         ("<|channel|>musing<|message|>x<|return|>", "is on channel 'musing'"),
         ("<|message|>x<|return|>", "has no channel"),
         ("<|channel|>final<|message|>x", "cut off"),
+        ("<|channel|>commentary json<|message|>x<|call|>", "declared as JSON but calls no tool"),
         (" to=functions.f<|channel|>analysis<|message|>{}<|call|>", "calls go to commentary"),
         ("<|channel|>analysis<|message|>x<|end|>", "with neither a final nor a call"),
         ("<|channel|>final<|message|>x<|end|>", "not <|return|>"),

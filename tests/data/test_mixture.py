@@ -81,7 +81,7 @@ def test_a_weight_is_a_share_of_the_samples() -> None:
 
 
 def test_a_part_is_read_whole_before_any_of_it_comes_again() -> None:
-    mixture = mixed((7, 1, 2), (40, 3, 1), seed=3)
+    mixture = mixed((7, 1, 2), (37, 3, 1), seed=3)
     assert mixture.counts[0] == 13
     drawn = np.concatenate([mixture.epoch(epoch) for epoch in range(14)])
     small = drawn[drawn < 7]

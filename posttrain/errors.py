@@ -3,6 +3,22 @@
 A message names the thing, its value, the limit, and what to type next.
 """
 
+from typing import Literal
+
+CompletionReason = Literal[
+    "empty",  # nothing was written
+    "cut off",  # the stop token of the last message is missing
+    "header",  # a message's header has something in it that does not belong there
+    "channel",  # an unknown channel, or the wrong one for what the message does
+    "special token",  # a special token inside a message's text, or an id outside the vocabulary
+    "wrong end",  # a message ends in another token than its kind demands
+    "after the end",  # something follows the message that ended the generation
+    "no answer",  # only reasoning: neither an answer nor a call
+    "reasoning",  # reasoning that is not closed, or not in its form
+    "call",  # a tool call that cannot be read
+]
+"""Why a completion does not parse."""
+
 
 class PosttrainError(Exception):
     """Base of every error a user can meet; anything else that escapes is a bug of ours."""
@@ -34,6 +50,14 @@ class DataError(InputError):
 
 class ChatFormatError(PosttrainError):
     """A conversation that cannot be rendered, or tokens that do not parse back to messages."""
+
+
+class CompletionError(ChatFormatError):
+    """A completion that does not parse back to messages; the message has the particulars."""
+
+    def __init__(self, reason: CompletionReason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class ModelError(InputError):

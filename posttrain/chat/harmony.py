@@ -9,7 +9,19 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from posttrain.chat import harmony_parse
-from posttrain.chat.conversation import Conversation, Message, Tool
+from posttrain.chat.builtin_tools import BUILTIN_TOOLS
+from posttrain.chat.conversation import (
+    BuiltinTool,
+    Channel,
+    Conversation,
+    Effort,
+    Message,
+    Namespace,
+    Tool,
+    is_builtin,
+    turn_ends,
+    turn_start,
+)
 from posttrain.chat.harmony_parse import MARKERS, NAME
 from posttrain.chat.render import Rendered
 from posttrain.chat.tokenizer import Tokenizer
@@ -22,8 +34,9 @@ DIFFERENCES = {
     "on its output would teach tool calls and answers without thinking.",
     "dropped-analysis": "Every earlier turn loses its analysis, whatever the last turn ends in: the library drops it "
     "only in front of the first `final` and only once the last assistant message is a `final`.",
-    "strict-parse": "A completion must name a known channel, send calls to `commentary`, and end in the stop token of "
-    "its last message: the library accepts unknown channels, none, and a missing end.",
+    "strict-parse": "A completion must name a known channel, name whom it calls with `to=`, send calls to `commentary` "
+    "(of built-in tools also to `analysis`), and end in the stop token of its last message: the library accepts "
+    "unknown channels, none, any word as recipient, and a missing end.",
 }
 """Where the official library is left on purpose, and why. Closed: `tests/chat` checks each and nothing else differs."""
 
@@ -40,7 +53,7 @@ class Harmony:
         self._markers = {name: tokenizer.special(f"<|{name}|>") for name in MARKERS}
         self._names = {number: name for name, number in self._markers.items()}
         self._short = lru_cache(maxsize=4096)(lambda text: tuple(tokenizer.encode(text)))
-        self._headers: dict[str, list[int]] = {}
+        self._headers: dict[tuple[object, ...], list[int]] = {}
 
     @property
     def stop_tokens(self) -> frozenset[int]:
@@ -53,16 +66,30 @@ class Harmony:
         return harmony_parse.parse(tokens, self._names, self._tokenizer)
 
     def render(self, conversation: Conversation) -> Rendered:
+        pieces = [self._message(place, message) for place, message in enumerate(conversation.messages)]
+        return self._sample(conversation, pieces)
+
+    def samples(self, conversation: Conversation) -> list[Rendered]:
+        """One sample per user turn, which ends in it and has its analysis as target."""
+        messages = conversation.messages
+        pieces = [self._message(place, message) for place, message in enumerate(messages)]
+        turns = [conversation.model_copy(update={"messages": messages[:end]}) for end in turn_ends(messages)]
+        made = [self._sample(turn, pieces) for turn in turns]
+        return [sample for sample in made if any(sample.targets)]
+
+    def _sample(self, conversation: Conversation, pieces: Sequence[tuple[list[int], list[int]]]) -> Rendered:
+        """The conversation with its last turn as target, out of its messages' tokens."""
         messages = conversation.messages
         last_turn = turn_start(messages)
         tokens = list(self._header(conversation))
         targets = [False] * len(tokens)
         for place, message in enumerate(messages):
-            if place < last_turn and _is_analysis(message):
+            if place < last_turn and channel_of(message) == "analysis":
                 continue
-            head, body = self._message(place, message, ends_sample=place == len(messages) - 1)
+            head, body = pieces[place]
             in_turn = place >= last_turn and message.role == "assistant"
-            if in_turn and _is_final(message) and place < len(messages) - 1:
+            ends_sample = place == len(messages) - 1
+            if in_turn and _is_final(message) and not ends_sample:
                 raise ChatFormatError(
                     f"message {place} is final but message {place + 1} ({messages[place + 1].role}) follows it "
                     "in the last turn: a final message ends the turn"
@@ -70,6 +97,8 @@ class Harmony:
             trained = in_turn and message.train
             tokens += head + body
             targets += [trained and place > 0 and _goes_on(messages[place - 1])] * len(head) + [trained] * len(body)
+            if ends_sample and _is_final(message):
+                tokens[-1] = self._markers["return"]
         return Rendered(tokens, targets)
 
     def prompt(self, conversation: Conversation) -> list[int]:
@@ -85,14 +114,14 @@ class Harmony:
         for place, message in enumerate(messages):
             if message.role != "tool":
                 raise ChatFormatError(f"only tool results continue a turn, but message {place} is {message.role}")
-            head, body = self._message(place, message, ends_sample=False)
+            head, body = self._message(place, message)
             tokens += head + body
         return tokens + self._start_assistant()
 
     def _start_assistant(self) -> list[int]:
         return [self._markers["start"], *self._short("assistant")]
 
-    def _message(self, place: int, message: Message, ends_sample: bool) -> tuple[list[int], list[int]]:
+    def _message(self, place: int, message: Message) -> tuple[list[int], list[int]]:
         """`<|start|>` with the author, which may be forced on the model, and all that follows it."""
         mark = self._markers
         where = f"message {place} ({message.role})"
@@ -104,7 +133,7 @@ class Harmony:
             return [mark["start"], *self._short("user")], [mark["message"], *content, mark["end"]]
         if message.role == "tool":
             head = [*self._short(_name(message.sender, where, "sender")), *self._short(" to=assistant")]
-            channel = [mark["channel"], *self._short("commentary")]
+            channel = [mark["channel"], *self._short(_tool_channel(message, where))]
             return [mark["start"], *head], [*channel, mark["message"], *content, mark["end"]]
         if message.role != "assistant":
             raise ChatFormatError(f"{where}: its text belongs into the conversation's `instructions`")
@@ -112,62 +141,96 @@ class Harmony:
             raise ChatFormatError(f"{where} has no channel: give it `analysis`, `commentary` or `final`")
         channel = [mark["channel"], *self._short(message.channel)]
         if message.recipient is None:
-            end = "return" if ends_sample and message.channel == "final" else "end"
-            return self._start_assistant(), [*channel, mark["message"], *content, mark[end]]
-        if message.channel != "commentary":
-            raise ChatFormatError(f"{where} calls {message.recipient} on {message.channel}: calls go to `commentary`")
+            return self._start_assistant(), [*channel, mark["message"], *content, mark["end"]]
         recipient = self._short(f" to={_name(message.recipient, where, 'recipient')}")
-        json_type = [*self._short(" "), mark["constrain"], *self._short("json")]
-        return self._start_assistant(), [*recipient, *channel, *json_type, mark["message"], *content, mark["call"]]
+        body = [*recipient, *channel, *self._content_type(message, where), mark["message"], *content, mark["call"]]
+        return self._start_assistant(), body
+
+    def _content_type(self, message: Message, where: str) -> list[int]:
+        builtin = is_builtin(message.recipient)
+        if message.channel != "commentary" and not (builtin and message.channel == "analysis"):
+            also = " or `analysis`" if builtin else ""
+            raise ChatFormatError(
+                f"{where} calls {message.recipient} on {message.channel}: calls go to `commentary`{also}"
+            )
+        if builtin:
+            return list(self._short(" code"))
+        return [*self._short(" "), self._markers["constrain"], *self._short("json")]
 
     def _header(self, conversation: Conversation) -> list[int]:
         """The system message and, if there are instructions or tools, the developer message."""
-        key = developer_text(conversation.instructions, conversation.tools)
-        offers_tools = bool(conversation.tools)
-        if (cached := self._headers.get(f"{offers_tools} {key}")) is not None:
+        effort = conversation.reasoning_effort or self._chat.reasoning_effort
+        # Spelling the tools out takes much longer than dumping them.
+        declared = [declaration.model_dump_json() for declaration in (*conversation.tools, *conversation.namespaces)]
+        key = (effort, conversation.instructions, conversation.builtin_tools, *declared)
+        if (cached := self._headers.get(key)) is not None:
             return cached
         mark = self._markers
-        system = self._tokenizer.encode(system_text(self._chat, offers_tools))
-        tokens = [mark["start"], *self._short("system"), mark["message"], *system, mark["end"]]
-        if key:
-            developer = self._tokenizer.encode(key)
-            tokens += [mark["start"], *self._short("developer"), mark["message"], *developer, mark["end"]]
+        system = system_text(self._chat, bool(conversation.tools), effort, conversation.builtin_tools)
+        tokens = [mark["start"], *self._short("system"), mark["message"], *self._tokenizer.encode(system), mark["end"]]
+        if developer := developer_text(conversation.instructions, conversation.tools, conversation.namespaces):
+            said = self._tokenizer.encode(developer)
+            tokens += [mark["start"], *self._short("developer"), mark["message"], *said, mark["end"]]
         if len(self._headers) >= 1024:
             self._headers.clear()
-        self._headers[f"{offers_tools} {key}"] = tokens
+        self._headers[key] = tokens
         return tokens
 
 
-def turn_start(messages: Sequence[Message]) -> int:
-    """The place after the last user message."""
-    return max((place + 1 for place, message in enumerate(messages) if message.role == "user"), default=0)
+def channel_of(message: Message) -> Channel | None:
+    """A message's channel; a built-in tool answers in the chain of thought unless it says otherwise."""
+    if message.role == "tool" and message.channel is None:
+        return "analysis" if is_builtin(message.sender) else "commentary"
+    return message.channel
 
 
-def system_text(chat: HarmonyFormat, offers_tools: bool) -> str:
+def system_text(
+    chat: HarmonyFormat, offers_tools: bool, effort: Effort | None = None, builtin_tools: Sequence[BuiltinTool] = ()
+) -> str:
+    """`offers_tools` is whether there are tools of the namespace `functions`."""
     top = f"{chat.identity}\nKnowledge cutoff: {chat.knowledge_cutoff}\nCurrent date: {chat.date}"
-    channels = f"{CHANNELS_LINE}\n{CALLS_LINE}" if offers_tools else CHANNELS_LINE
-    return f"{top}\n\nReasoning: {chat.reasoning_effort}\n\n{channels}"
+    sections = [top, f"Reasoning: {effort or chat.reasoning_effort}"]
+    if builtin_tools:
+        sections += ["# Tools", *(_declared(BUILTIN_TOOLS[name]) for name in sorted(set(builtin_tools)))]
+    sections.append(f"{CHANNELS_LINE}\n{CALLS_LINE}" if offers_tools else CHANNELS_LINE)
+    return "\n\n".join(sections)
 
 
-def developer_text(instructions: str | None, tools: Sequence[Tool]) -> str:
+def developer_text(instructions: str | None, tools: Sequence[Tool], namespaces: Sequence[Namespace] = ()) -> str:
     """Empty if there is nothing to say; an empty text of instructions still has its heading, as in the library."""
     sections = [] if instructions is None else ["# Instructions", instructions]
-    for tool in tools:
+    named = {space.name: space for space in namespaces}
+    for name in named:
+        if name == "functions" or is_builtin(name) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            taken = "functions, browser and python are taken"
+            raise ChatFormatError(f"namespace {name!r}: give it letters, digits, `_` or `-`; {taken}")
+    if len(named) != len(namespaces):
+        raise ChatFormatError(f"two namespaces of {len(namespaces)} have the same name")
+    if tools:
+        named["functions"] = Namespace(name="functions", description=None, tools=tuple(tools))
+    if named:
+        sections += ["# Tools", *(_declared(named[name]) for name in sorted(named))]
+    return "\n\n".join(sections)
+
+
+def _declared(space: Namespace) -> str:
+    for tool in space.tools:
         if not re.fullmatch(NAME, tool.name):
             raise ChatFormatError(f"tool name {tool.name!r}: only letters, digits, `_`, `-` and `.` can be called")
-    if tools:
-        sections += ["# Tools", namespace("functions", tools)]
-    return "\n\n".join(sections)
+    return namespace(space.name, space.tools, space.description)
+
+
+def _tool_channel(message: Message, where: str) -> Channel:
+    channel = channel_of(message)
+    if channel is None or channel == "final":
+        raise ChatFormatError(f"{where} is on {channel}: tools answer on `commentary` or `analysis`")
+    return channel
 
 
 def _name(value: str | None, where: str, what: str) -> str:
     if value is None or not re.fullmatch(NAME, value):
         raise ChatFormatError(f"{where} needs a {what} such as `functions.search`, not {value!r}")
     return value
-
-
-def _is_analysis(message: Message) -> bool:
-    return message.role == "assistant" and message.channel == "analysis" and message.recipient is None
 
 
 def _is_final(message: Message) -> bool:

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from posttrain.chat.conversation import Channel, Message
+from posttrain.chat.conversation import Channel, Message, is_builtin
 from posttrain.chat.tokenizer import Tokenizer
-from posttrain.errors import ChatFormatError
+from posttrain.errors import ChatFormatError, CompletionError
 
 MARKERS = ("start", "end", "message", "channel", "constrain", "return", "call")
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
@@ -23,27 +23,28 @@ class Header:
 def parse(tokens: Sequence[int], markers: Mapping[int, str], tokenizer: Tokenizer) -> list[Message]:
     """The messages sampled after a forced `<|start|>assistant`, the stop token included.
 
-    `markers` names the format's special tokens. Raises ChatFormatError with the reason for anything but whole
-    messages of which only the last stops: a final with return, or a call with call.
+    `markers` names the format's special tokens. Raises CompletionError for anything but whole messages of which only
+    the last stops: a final with return, or a call with call.
     """
     messages: list[Message] = []
     for header_tokens, content_tokens, end in _split(tokens, markers):
         where = f"message {len(messages)} of the completion"
         if messages and not _is_open(messages[-1]):
-            raise ChatFormatError(f"{where} follows a message that ends the generation")
+            raise CompletionError("after the end", f"{where} follows a message that ends the generation")
         header = _header(header_tokens, markers, tokenizer, where, author_forced=not messages)
         foreign = next((number for number in content_tokens if number in tokenizer.special_ids), None)
         if foreign is not None:
-            raise ChatFormatError(f"{where} has {tokenizer.decode([foreign])} inside its text")
+            raise CompletionError("special token", f"{where} has {tokenizer.decode([foreign])} inside its text")
         expected = "call" if header.recipient else "return" if header.channel == "final" else "end"
         if end != expected:
-            raise ChatFormatError(f"{where} ends in <|{end}|>, not <|{expected}|>")
-        content = tokenizer.decode(content_tokens)
+            raise CompletionError("wrong end", f"{where} ends in <|{end}|>, not <|{expected}|>")
+        content = _decoded(content_tokens, tokenizer)
         messages.append(Message(role="assistant", channel=header.channel, recipient=header.recipient, content=content))
     if not messages:
-        raise ChatFormatError("the completion is empty")
+        raise CompletionError("empty", "the completion is empty")
     if _is_open(messages[-1]):
-        raise ChatFormatError(f"the completion stops after {messages[-1].channel}, with neither a final nor a call")
+        reason = f"the completion stops after {messages[-1].channel}, with neither a final nor a call"
+        raise CompletionError("no answer", reason)
     return messages
 
 
@@ -61,7 +62,7 @@ def _split(tokens: Sequence[int], markers: Mapping[int, str]) -> Iterator[tuple[
             content = []
         elif name in ("end", "return", "call"):
             if content is None:
-                raise ChatFormatError(f"<|{name}|> inside a header: the message has no <|message|>")
+                raise CompletionError("header", f"<|{name}|> inside a header: the message has no <|message|>")
             yield header, content, name
             header, content = [], None
         elif content is None:
@@ -69,7 +70,14 @@ def _split(tokens: Sequence[int], markers: Mapping[int, str]) -> Iterator[tuple[
         else:
             content.append(number)
     if header or content is not None:
-        raise ChatFormatError("the completion is cut off in the middle of a message")
+        raise CompletionError("cut off", "the completion is cut off in the middle of a message")
+
+
+def _decoded(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
+    try:
+        return tokenizer.decode(tokens)
+    except ChatFormatError as error:
+        raise CompletionError("special token", str(error)) from None
 
 
 def _words(tokens: Sequence[int], markers: Mapping[int, str], tokenizer: Tokenizer) -> list[str]:
@@ -80,47 +88,53 @@ def _words(tokens: Sequence[int], markers: Mapping[int, str], tokenizer: Tokeniz
         if number is not None and number not in tokenizer.special_ids:
             run.append(number)
             continue
-        text = tokenizer.decode(run)
+        text = _decoded(run, tokenizer)
         if "<" in text:
-            raise ChatFormatError(f"the header has {text!r} in it")
+            raise CompletionError("header", f"the header has {text!r} in it")
         words += text.split()
         run = []
         if number is not None:
-            words.append(f"<|{markers[number]}|>" if number in markers else tokenizer.decode([number]))
+            words.append(f"<|{markers[number]}|>" if number in markers else _decoded([number], tokenizer))
     return words
 
 
 def _header(
     tokens: Sequence[int], markers: Mapping[int, str], tokenizer: Tokenizer, where: str, author_forced: bool
 ) -> Header:
-    """Reads `[to=name] <|channel|>name [to=name] [[<|constrain|>]json]`, the recipient on either side."""
+    """Reads `[to=name] <|channel|>name [to=name] [[<|constrain|>]json|code]`, the recipient on either side."""
     words = _words(tokens, markers, tokenizer)
     if not author_forced:
         if words[:2] != ["<|start|>", "assistant"]:
-            raise ChatFormatError(f"{where} begins with {' '.join(words[:2])!r}, not '<|start|>assistant'")
+            begins = " ".join(words[:2])
+            raise CompletionError("header", f"{where} begins with {begins!r}, not '<|start|>assistant'")
         words = words[2:]
     channel: Channel | None = None
     recipient: str | None = None
-    is_json = False
+    content_type: str | None = None
     while words:
         word = words.pop(0)
         if word == "<|channel|>" and channel is None:
             named = words.pop(0) if words else ""
             channel = next((known for known in CHANNELS if known == named), None)
             if channel is None:
-                raise ChatFormatError(f"{where} is on channel {named!r}; valid are {', '.join(CHANNELS)}")
-        elif word.startswith("to=") and recipient is None and re.fullmatch(NAME, word[3:]):
+                raise CompletionError("channel", f"{where} is on channel {named!r}; valid are {', '.join(CHANNELS)}")
+        elif word.startswith("to=") and not (recipient or content_type) and re.fullmatch(NAME, word[3:]):
             recipient = word[3:]
-        elif word == "<|constrain|>" and words[:1] == ["json"] and not is_json:
-            is_json, words = True, words[1:]
-        elif word == "json" and not is_json:
-            is_json = True
+        elif word == "<|constrain|>" and words[:1] == ["json"] and content_type is None:
+            content_type = words.pop(0)
+        elif word in ("json", "code") and content_type is None:
+            content_type = word
         else:
-            raise ChatFormatError(f"{where} has {word!r} in its header")
+            raise CompletionError("header", f"{where} has {word!r} in its header")
     if channel is None:
-        raise ChatFormatError(f"{where} has no channel")
-    if recipient and channel != "commentary":
-        raise ChatFormatError(f"{where} calls {recipient} on {channel}: calls go to commentary")
-    if is_json and not recipient:
-        raise ChatFormatError(f"{where} is declared as JSON but calls no tool")
+        raise CompletionError("channel", f"{where} has no channel")
+    builtin = is_builtin(recipient)
+    if recipient and channel != "commentary" and not (builtin and channel == "analysis"):
+        also = " or analysis" if builtin else ""
+        raise CompletionError("channel", f"{where} calls {recipient} on {channel}: calls go to commentary{also}")
+    if content_type and not recipient:
+        kind = {"json": "JSON", "code": "code"}[content_type]
+        raise CompletionError("header", f"{where} is declared as {kind} but calls no tool")
+    if content_type == "code" and not builtin:
+        raise CompletionError("header", f"{where} has 'code' in its header: {recipient} takes JSON")
     return Header(channel, recipient)

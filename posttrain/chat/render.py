@@ -6,7 +6,7 @@ from typing import Protocol
 
 from posttrain.chat.conversation import Conversation, Message
 from posttrain.chat.tokenizer import Tokenizer
-from posttrain.recipe.types import ChatFormat
+from posttrain.recipe.types import ChatFormat, GemmaFormat, HarmonyFormat, TemplateFormat
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,13 @@ class Renderer(Protocol):
         """The whole conversation; only what the model emits in its last turn is a target."""
         ...
 
+    def samples(self, conversation: Conversation) -> list[Rendered]:
+        """What to train on: everything the model emits in messages with `train` is a target of exactly one sample.
+
+        A format that forgets earlier reasoning has one sample per user turn. Empty if there is no target.
+        """
+        ...
+
     def prompt(self, conversation: Conversation) -> list[int]:
         """Tokens after which the model writes its next message."""
         ...
@@ -41,7 +48,7 @@ class Renderer(Protocol):
         ...
 
     def parse(self, tokens: Sequence[int]) -> list[Message]:
-        """The messages of one generation, its stop token included. Raises ChatFormatError with the reason."""
+        """The messages of one generation, its stop token included. Raises CompletionError with the reason."""
         ...
 
     def text(self, tokens: Sequence[int]) -> str:
@@ -51,6 +58,14 @@ class Renderer(Protocol):
 
 def renderer(chat: ChatFormat, tokenizer: Tokenizer) -> Renderer:
     # Imported here because formats build on the types above.
+    from posttrain.chat.gemma import Gemma
     from posttrain.chat.harmony import Harmony
+    from posttrain.chat.hf_template import HfTemplate
 
-    return Harmony(chat, tokenizer)
+    match chat:
+        case HarmonyFormat():
+            return Harmony(chat, tokenizer)
+        case GemmaFormat():
+            return Gemma(chat, tokenizer)
+        case TemplateFormat():
+            return HfTemplate(chat, tokenizer)

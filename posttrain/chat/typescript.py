@@ -14,12 +14,17 @@ from posttrain.chat.conversation import Tool
 SCALARS = {"number": "number", "integer": "number", "boolean": "boolean"}
 
 
-def namespace(name: str, tools: Sequence[Tool]) -> str:
-    """The `## name` section that declares `tools`."""
-    lines = [f"## {name}\n", f"namespace {name} {{\n"]
+def namespace(name: str, tools: Sequence[Tool], description: str | None = None) -> str:
+    """The `## name` section that declares `tools`; without tools it is the description alone."""
+    comment = "// " if tools else ""
+    lines = [f"## {name}\n", *(f"{comment}{line}" for line in _lines(description or ""))]
+    if not tools:
+        return "\n".join(lines)
+    lines.append(f"namespace {name} {{\n")
     for tool in tools:
         lines += [f"// {line}" for line in _lines(tool.description)]
-        lines.append(f"type {tool.name} = (_: {type_of(tool.parameters, '')}) => any;\n")
+        taken = "" if tool.parameters is None else f"_: {type_of(tool.parameters, '')}"
+        lines.append(f"type {tool.name} = ({taken}) => any;\n")
     return "\n".join([*lines, f"}} // namespace {name}"])
 
 

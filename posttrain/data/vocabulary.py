@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from posttrain.chat.template import harmony_template
 from posttrain.errors import RecipeError
-from posttrain.recipe.types import FreshBase, Recipe
+from posttrain.recipe.types import FreshBase, HarmonyFormat, Recipe
 from posttrain.run.folder import write_atomic, write_json_atomic
 from posttrain.worlds.names import SYLLABLES
 from posttrain.worlds.registry import rows
@@ -264,6 +264,8 @@ def make_fresh_base(recipe: Recipe, folder: Path) -> None:
     base = recipe.base
     if not isinstance(base, FreshBase):
         raise RecipeError(f"base.kind: {base.kind!r} is no fresh base")
+    if not isinstance(recipe.chat, HarmonyFormat):
+        raise RecipeError(f"chat.kind: a fresh base is a GPT-OSS, which speaks harmony, not {recipe.chat.kind!r}")
     tokenizer = train_vocabulary(vocabulary_texts(), base.vocab_size)
     specials = {"bos_token": "<|startoftext|>", "eos_token": "<|return|>", "pad_token": "<|endoftext|>"}
     config = model_config(base, tokenizer)

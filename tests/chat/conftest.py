@@ -3,11 +3,12 @@
 import base64
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Library
 
 from posttrain.chat.harmony import Harmony
@@ -97,9 +98,8 @@ def o200k(o200k_folder: Path, pytestconfig: pytest.Config) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
-@pytest.fixture(scope="session")
-def toy_definition() -> str:
-    """Bytes, a few merges, and Harmony's special tokens: enough to render anything."""
+def byte_level_definition(specials: Iterable[str], unflagged: Iterable[str] = ()) -> str:
+    """Bytes, a few merges, and added tokens: enough to render anything."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("t", "o"), ("a", "n"), ("e", "r"), ("i", "n"), ("Ġ", "to"), ("f", "u"), ("s", "t")]
     vocabulary = {token: number for number, token in enumerate([*alphabet, *(a + b for a, b in merges)])}
@@ -109,8 +109,29 @@ def toy_definition() -> str:
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     library.decoder = decoders.ByteLevel()
-    library.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in HARMONY_SPECIALS])
+    library.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in specials])
+    library.add_tokens([AddedToken(name, special=False, normalized=False) for name in unflagged])
     return library.to_str()
+
+
+def sentencepiece_definition(specials: Iterable[str], unflagged: Iterable[str] = ()) -> str:
+    """As Gemma's: blanks become U+2581, whatever is not in the vocabulary falls back to bytes."""
+    letters = [chr(code) for code in range(33, 127)]
+    merges = [("t", "h"), ("th", "e"), ("\u2581", "the"), ("\n", "\n"), ("o", "n"), ("A", "n"), ("u", "s")]
+    tokens = [*(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "\n", *letters, *(a + b for a, b in merges)]
+    vocabulary = {token: number for number, token in enumerate([*tokens, *specials, *unflagged])}
+    library = Library(models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True, fuse_unk=True))
+    library.normalizer = normalizers.Replace(" ", "\u2581")
+    library.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
+    library.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    library.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in specials])
+    library.add_tokens([AddedToken(name, special=False, normalized=False) for name in unflagged])
+    return library.to_str()
+
+
+@pytest.fixture(scope="session")
+def toy_definition() -> str:
+    return byte_level_definition(HARMONY_SPECIALS)
 
 
 @pytest.fixture(scope="session")

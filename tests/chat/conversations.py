@@ -4,7 +4,7 @@ import json
 import random
 from typing import Any
 
-from posttrain.chat.conversation import Conversation, Message, Tool
+from posttrain.chat.conversation import BuiltinTool, Channel, Conversation, Effort, Message, Namespace, Tool
 
 SPECIALS = ("<|end|>", "<|start|>assistant", "<|call|>", "<|message|>", "<|endoftext|>", "<|reserved_200013|>")
 PIECES = (
@@ -13,7 +13,7 @@ PIECES = (
     *("def f(x):\n    return x", " | ", "to=functions.f", "null", "<|", "|>", "µ", "ﬁ", "ß", "١٢٣", "क्षि"),
     *SPECIALS,
 )
-EFFORTS = ("low", "medium", "high")
+EFFORTS: tuple[Effort, ...] = ("low", "medium", "high")
 KEYS = ("path", "count", "limit", "flag", "items", "mode", "where", "größe", "a b")
 
 
@@ -88,13 +88,45 @@ def tools(rng: random.Random) -> tuple[Tool, ...]:
         Tool(
             name=name,
             description=text(rng, 8),
-            parameters=object_schema(rng, 0) if rng.random() < 0.9 else schema(rng),
+            parameters=rng.choices((object_schema(rng, 0), schema(rng), None), (85, 10, 5))[0],
         )
         for name in names
     )
 
 
-def turn(rng: random.Random, offered: tuple[Tool, ...]) -> list[Message]:
+def namespaces(rng: random.Random) -> tuple[Namespace, ...]:
+    names = rng.sample(["calendar", "Mail", "zoo-1", "a_b"], rng.randint(1, 2))
+    described = (None, text(rng, 4), "One line.\nAnd another.")
+    return tuple(
+        Namespace(name=name, description=rng.choice(described), tools=tools(rng) if rng.random() < 0.8 else ())
+        for name in names
+    )
+
+
+def recipients(offered: Conversation) -> list[str]:
+    """Everything that can be called."""
+    spaces = [("functions", offered.tools), *((space.name, space.tools) for space in offered.namespaces)]
+    builtin = {"python": ["python"], "browser": ["browser.search", "browser.open"]}
+    return [
+        *(f"{name}.{tool.name}" for name, declared in spaces for tool in declared),
+        *(recipient for name in offered.builtin_tools for recipient in builtin[name]),
+    ]
+
+
+def called(rng: random.Random, recipient: str) -> list[Message]:
+    """A call and its result."""
+    arguments = json.dumps({rng.choice(KEYS): scalar(rng)}) if rng.random() < 0.8 else text(rng)
+    builtin = recipient.split(".")[0] in ("python", "browser")
+    channel: Channel = "analysis" if builtin and rng.random() < 0.7 else "commentary"
+    # A built-in tool that was called in the chain of thought answers there.
+    answer = channel if builtin and (channel == "commentary" or rng.random() < 0.5) else None
+    return [
+        Message(role="assistant", channel=channel, recipient=recipient, content=arguments),
+        Message(role="tool", sender=recipient, channel=answer, content=text(rng)),
+    ]
+
+
+def turn(rng: random.Random, callable_tools: list[str]) -> list[Message]:
     """One assistant turn that ends in a final or in a call."""
     said: list[Message] = []
 
@@ -104,12 +136,9 @@ def turn(rng: random.Random, offered: tuple[Tool, ...]) -> list[Message]:
         if rng.random() < 0.2:
             said.append(Message(role="assistant", channel="commentary", content=text(rng, 4)))
 
-    for _ in range(rng.randint(0, 3) if offered else 0):
+    for _ in range(rng.randint(0, 3) if callable_tools else 0):
         think()
-        name = f"functions.{rng.choice(offered).name}"
-        arguments = json.dumps({rng.choice(KEYS): scalar(rng)}) if rng.random() < 0.8 else text(rng)
-        said.append(Message(role="assistant", channel="commentary", recipient=name, content=arguments))
-        said.append(Message(role="tool", sender=name, content=text(rng)))
+        said += called(rng, rng.choice(callable_tools))
     if said and said[-1].role == "tool" and rng.random() < 0.2:
         return said[:-1]
     think()
@@ -118,10 +147,17 @@ def turn(rng: random.Random, offered: tuple[Tool, ...]) -> list[Message]:
 
 def conversation(seed: int) -> Conversation:
     rng = random.Random(seed)
-    offered = tools(rng) if rng.random() < 0.7 else ()
+    builtin: tuple[BuiltinTool, ...] = ("browser", "python")
+    offered = Conversation(
+        messages=(),
+        tools=tools(rng) if rng.random() < 0.7 else (),
+        namespaces=namespaces(rng) if rng.random() < 0.2 else (),
+        builtin_tools=tuple(rng.sample(builtin, rng.randint(1, 2))) if rng.random() < 0.3 else (),
+        instructions=text(rng) if rng.random() < 0.5 else None,
+        reasoning_effort=rng.choice((None, *EFFORTS)),
+    )
     messages: list[Message] = []
     for _ in range(rng.randint(1, 3)):
         messages += [Message(role="user", content=text(rng)) for _ in range(1 if rng.random() < 0.9 else 2)]
-        messages += turn(rng, offered)
-    instructions = text(rng) if rng.random() < 0.5 else None
-    return Conversation(messages=tuple(messages), tools=offered, instructions=instructions)
+        messages += turn(rng, recipients(offered))
+    return offered.model_copy(update={"messages": tuple(messages)})

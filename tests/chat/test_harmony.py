@@ -4,8 +4,9 @@ import random
 
 import pytest
 
-from posttrain.chat.conversation import Conversation, Message, Tool, call, tool_result
-from posttrain.chat.harmony import Harmony, turn_start
+from posttrain.chat.conversation import Conversation, Message, Namespace, Tool, call, tool_result, turn_start
+from posttrain.chat.harmony import Harmony
+from posttrain.chat.render import Rendered
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.errors import ChatFormatError, ModelError
 from tests.chat.conftest import CHAT
@@ -21,8 +22,11 @@ def think(content: str, train: bool = True) -> Message:
 
 
 def shown(harmony: Harmony, ours: Conversation) -> str:
+    return shown_sample(harmony, harmony.render(ours))
+
+
+def shown_sample(harmony: Harmony, rendered: Rendered) -> str:
     """The target tokens, with `·` for each run of tokens that are none."""
-    rendered = harmony.render(ours)
     pieces: list[str] = []
     run: list[int] = []
     for token, target in zip(rendered.tokens, rendered.targets, strict=True):
@@ -88,6 +92,74 @@ def test_analysis_of_earlier_turns_is_gone(harmony: Harmony) -> None:
     assert told.count("Secret.") == 2
     assert told.count("Done.<|end|>") == 1
     assert told.endswith("Done.<|return|>")
+
+
+def test_samples_train_every_turn_once_with_its_own_analysis(harmony: Harmony) -> None:
+    ours = Conversation(messages=(USER, think("One."), call("f", {}), tool_result("f", "1"), FINAL, USER, USER, FINAL))
+    first, second = harmony.samples(ours)
+    assert shown_sample(harmony, first) == (
+        "·<|channel|>analysis<|message|>One.<|end|>"
+        "<|start|>assistant to=functions.f<|channel|>commentary <|constrain|>json<|message|>{}<|call|>"
+        "·<|channel|>final<|message|>Done.<|return|>"
+    )
+    assert "One." not in harmony.text(second.tokens)
+    assert shown_sample(harmony, second) == "·<|channel|>final<|message|>Done.<|return|>"
+    assert first.tokens[: len(harmony.prompt(Conversation(messages=(USER,))))] == harmony.prompt(
+        Conversation(messages=(USER,))
+    )
+
+
+def test_a_turn_without_targets_makes_no_sample(harmony: Harmony) -> None:
+    untrained = FINAL.model_copy(update={"train": False})
+    assert len(harmony.samples(Conversation(messages=(USER, untrained, USER, FINAL)))) == 1
+    assert harmony.samples(Conversation(messages=(USER, untrained, USER))) == []
+    with pytest.raises(ChatFormatError, match="a final message ends the turn"):
+        harmony.samples(Conversation(messages=(USER, FINAL, FINAL, USER, FINAL)))
+
+
+def test_built_in_tools_think_aloud_and_other_namespaces_do_not(harmony: Harmony) -> None:
+    python = Message(role="assistant", channel="analysis", recipient="python", content="print(2)")
+    result = Message(role="tool", sender="python", content="2")
+    book = Message(role="assistant", channel="commentary", recipient="calendar.book", content="{}")
+    booked = Message(role="tool", sender="calendar.book", content="ok")
+    ours = Conversation(
+        messages=(USER, python, result, book, booked, FINAL, USER, python),
+        builtin_tools=("python",),
+        namespaces=(
+            Namespace(
+                name="calendar", description="Dates.", tools=(Tool(name="book", description="", parameters=None),)
+            ),
+        ),
+    )
+    first, second = harmony.samples(ours)
+    assert shown_sample(harmony, first) == (
+        "· to=python<|channel|>analysis code<|message|>print(2)<|call|>"
+        "· to=calendar.book<|channel|>commentary <|constrain|>json<|message|>{}<|call|>"
+        "·<|channel|>final<|message|>Done.<|return|>"
+    )
+    text = harmony.text(first.tokens)
+    assert "<|start|>python to=assistant<|channel|>analysis<|message|>2<|end|>" in text
+    assert "\n\n# Tools\n\n## python\n\nUse this tool to execute Python code" in text
+    assert "## calendar\n\n// Dates.\nnamespace calendar {\n\ntype book = () => any;\n\n} // namespace calendar" in text
+    # Calls in the chain of thought are forgotten with it; other calls are remembered.
+    told = harmony.text(second.tokens)
+    assert (told.count("print(2)"), told.count("calendar.book")) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("spaces", "reason"),
+    [(("functions",), "'functions'"), (("python",), "'python'"), (("a b",), "'a b'"), (("a", "a"), "the same name")],
+)
+def test_namespaces_that_cannot_be_are_refused(harmony: Harmony, spaces: tuple[str, ...], reason: str) -> None:
+    declared = tuple(Namespace(name=name, description=None, tools=()) for name in spaces)
+    with pytest.raises(ChatFormatError, match=reason):
+        harmony.prompt(Conversation(messages=(USER,), namespaces=declared))
+
+
+def test_a_conversations_effort_goes_before_the_recipes(harmony: Harmony) -> None:
+    for effort in (None, "low", "high"):
+        text = harmony.text(harmony.prompt(Conversation(messages=(USER,), reasoning_effort=effort)))
+        assert f"Reasoning: {effort or 'medium'}\n" in text
 
 
 @pytest.mark.parametrize("block", range(10))

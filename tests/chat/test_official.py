@@ -5,13 +5,23 @@ from typing import Any
 
 import pytest
 
-from posttrain.chat.conversation import Conversation, Message, call, tool_result
-from posttrain.chat.harmony import DIFFERENCES, Harmony, turn_start
+from posttrain.chat.conversation import (
+    Conversation,
+    Message,
+    Tool,
+    call,
+    is_builtin,
+    tool_result,
+    turn_ends,
+    turn_start,
+)
+from posttrain.chat.harmony import DIFFERENCES, Harmony, channel_of
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.errors import ChatFormatError
 from posttrain.recipe.types import HarmonyFormat
 from tests.chat.conftest import CHAT, SPECIAL_IDS
 from tests.chat.conversations import EFFORTS, conversation, text
+from tests.chat.test_fuzz import broken, completions
 
 SEEDS = range(800)
 
@@ -19,32 +29,45 @@ SEEDS = range(800)
 def as_official(ours: Conversation, chat: HarmonyFormat) -> Any:
     import openai_harmony as oh
 
-    effort = oh.ReasoningEffort(chat.reasoning_effort.capitalize())
+    effort = oh.ReasoningEffort((ours.reasoning_effort or chat.reasoning_effort).capitalize())
     system = oh.SystemContent(model_identity=chat.identity, knowledge_cutoff=chat.knowledge_cutoff)
     system = system.with_conversation_start_date(chat.date).with_reasoning_effort(effort)
+    for name in ours.builtin_tools:
+        system = system.with_browser_tool() if name == "browser" else system.with_python_tool()
     messages = [oh.Message.from_role_and_content(oh.Role.SYSTEM, system)]
-    if ours.instructions is not None or ours.tools:
+    if ours.instructions is not None or ours.tools or ours.namespaces:
         developer = oh.DeveloperContent(instructions=ours.instructions)
         if ours.tools:
-            offered = [oh.ToolDescription.new(tool.name, tool.description, tool.parameters) for tool in ours.tools]
-            developer = developer.with_function_tools(offered)
+            developer = developer.with_function_tools(_described(ours.tools))
+        for space in ours.namespaces:
+            declared = oh.ToolNamespaceConfig(
+                name=space.name, description=space.description, tools=_described(space.tools)
+            )
+            developer = developer.with_tools(declared)
         messages.append(oh.Message.from_role_and_content(oh.Role.DEVELOPER, developer))
     for message in ours.messages:
         author = oh.Author(role=oh.Role(message.role), name=message.sender)
         made = oh.Message.from_author_and_content(author, message.content)
         if message.role == "tool":
-            made = made.with_channel("commentary").with_recipient("assistant")
-        if message.channel:
-            made = made.with_channel(message.channel)
+            made = made.with_recipient("assistant")
+        if (channel := channel_of(message)) is not None:
+            made = made.with_channel(channel)
         if message.recipient:
-            made = made.with_recipient(message.recipient).with_content_type("<|constrain|>json")
+            content_type = "code" if is_builtin(message.recipient) else "<|constrain|>json"
+            made = made.with_recipient(message.recipient).with_content_type(content_type)
         messages.append(made)
     return oh.Conversation.from_messages(messages)
 
 
+def _described(tools: tuple[Tool, ...]) -> list[Any]:
+    import openai_harmony as oh
+
+    return [oh.ToolDescription.new(tool.name, tool.description, tool.parameters) for tool in tools]
+
+
 def without_past_analysis(ours: Conversation) -> Conversation:
     last_turn = turn_start(ours.messages)
-    kept = [m for place, m in enumerate(ours.messages) if place >= last_turn or m.channel != "analysis"]
+    kept = [m for place, m in enumerate(ours.messages) if place >= last_turn or channel_of(m) != "analysis"]
     return ours.model_copy(update={"messages": tuple(kept)})
 
 
@@ -64,6 +87,13 @@ def test_the_generator_reaches_every_shape() -> None:
     assert {m.channel for ours in made for m in ours.messages} == {"analysis", "commentary", "final", None}
     assert {bool(ours.messages[-1].recipient) for ours in made} == {True, False}
     assert max(sum(m.role == "user" for m in ours.messages) for ours in made) >= 3
+    assert {ours.reasoning_effort for ours in made} == {None, "low", "medium", "high"}
+    assert {name for ours in made for name in ours.builtin_tools} == {"browser", "python"}
+    assert {space.description is None for ours in made for space in ours.namespaces} == {True, False}
+    assert {bool(space.tools) for ours in made for space in ours.namespaces} == {True, False}
+    assert any(tool.parameters is None for ours in made for tool in ours.tools)
+    called = {m.recipient.split(".")[0] for ours in made for m in ours.messages if m.recipient}
+    assert {"functions", "python", "browser", "calendar"} <= called
 
 
 def test_every_conversation_has_the_librarys_ids(official: Any, o200k: Tokenizer) -> None:
@@ -74,8 +104,24 @@ def test_every_conversation_has_the_librarys_ids(official: Any, o200k: Tokenizer
         rendered = renderers[seed % 3].render(ours)
         assert rendered.tokens == expected, f"seed {seed}\n{official.decode(expected)}"
         assert len(rendered.targets) == len(rendered.tokens)
-        if not any(message.channel == "analysis" for message in ours.messages):
+        if not any(channel_of(message) == "analysis" for message in ours.messages):
             assert official_tokens(official, ours, chat, drop=True) == expected, "a difference that is not listed"
+
+
+def test_every_sample_has_the_librarys_ids(official: Any, o200k: Tokenizer) -> None:
+    """One sample per user turn, each the library's rendering of the conversation up to that turn's end."""
+    harmony = Harmony(CHAT, o200k)
+    several = 0
+    for seed in SEEDS[::2]:
+        ours = conversation(seed)
+        samples = harmony.samples(ours)
+        turns = [ours.model_copy(update={"messages": ours.messages[:end]}) for end in turn_ends(ours.messages)]
+        assert [sample.tokens for sample in samples] == [
+            official_tokens(official, without_past_analysis(turn)) for turn in turns
+        ]
+        assert samples[-1] == harmony.render(ours)
+        several += len(samples) > 1
+    assert several > 200
 
 
 def test_prompts_have_the_librarys_ids(official: Any, o200k: Tokenizer) -> None:
@@ -123,6 +169,28 @@ def test_plain_text_is_encoded_as_the_library_encodes_it(official: Any, o200k: T
         assert o200k.decode(ids) == sample
 
 
+def test_what_we_accept_the_library_reads_alike(official: Any, o200k: Tokenizer) -> None:
+    """On broken completions as on whole ones: a completion that we parse has the library's messages."""
+    import openai_harmony as oh
+
+    harmony = Harmony(CHAT, o200k)
+    rng = random.Random(3)
+    whole = completions(harmony, [conversation(seed) for seed in range(60)])
+    accepted = 0
+    for _ in range(4000):
+        tokens = broken(rng, whole, o200k)
+        try:
+            ours = harmony.parse(tokens)
+        except ChatFormatError:
+            continue
+        theirs = official.parse_messages_from_completion_tokens(tokens, oh.Role.ASSISTANT)
+        assert [(m.channel, m.recipient, m.content[0].text) for m in theirs] == [
+            (m.channel, m.recipient, m.content) for m in ours
+        ]
+        accepted += 1
+    assert accepted > 200
+
+
 # ---------------------------------------------------------------- the deliberate differences
 
 USER = Message(role="user", content="Hello")
@@ -161,6 +229,7 @@ def test_dropped_analysis(official: Any, o200k: Tokenizer) -> None:
         ("<|channel|>musing<|message|>x<|return|>", "is on channel 'musing'"),
         ("<|message|>x<|return|>", "has no channel"),
         ("<|channel|>final<|message|>x", "cut off"),
+        ("<|channel|>commentary json<|message|>x<|call|>", "declared as JSON but calls no tool"),
         (" to=functions.f<|channel|>analysis<|message|>{}<|call|>", "calls go to commentary"),
         ("<|channel|>analysis<|message|>x<|end|>", "with neither a final nor a call"),
         ("<|channel|>final<|message|>x<|end|>", "not <|return|>"),

@@ -10,8 +10,9 @@ from posttrain.errors import InputError, RecipeError
 from posttrain.recipe.difference import difference
 from posttrain.recipe.flags import flags_of
 from posttrain.recipe.load import FoundRecipe, find, shipped_names
-from posttrain.recipe.types import Recipe
+from posttrain.recipe.types import Dataset, FileSource, GemmaFormat, Recipe, RowBatch, Selection, TemplateFormat
 from posttrain.recipes.smoke import smoke
+from posttrain.recipes.tiny_base import tiny_base
 from posttrain.run import recipe_file
 
 
@@ -128,3 +129,49 @@ def test_a_parameter_that_cannot_be_a_flag_is_refused() -> None:
 
     with pytest.raises(RecipeError, match="'steps': it has no default"):
         flags_of(without_default)
+
+
+def test_data_that_a_phase_cannot_read_as_asked_is_named() -> None:
+    data = first("prepare")
+    train = first("sft")
+    weighed = Selection(max_samples=None, seed=None, repeat=1, weight=2.0)
+    file = FileSource(kind="file", path="x", format="rows", filters=(), selection=weighed, reasoning_effort=None)
+    datasets = []
+    for dataset in data.datasets:
+        fields = dict(dataset.__dict__)
+        if dataset.content == "pairs":
+            fields["too_long"] = "cut_at_turn"
+        if dataset.name == train.dataset:
+            fields["sources"] = (*dataset.sources, file)
+        datasets.append(Dataset(**fields))
+    batch = RowBatch(kind="rows", rows=2, row_tokens=1000)
+    with pytest.raises(RecipeError) as refused:
+        build(changed(**{data.name: {"datasets": tuple(datasets)}, train.name: {"batch": batch}}))
+    message = str(refused.value)
+    assert (
+        "phases[data].datasets[pairs].too_long: 'cut_at_turn' is not allowed: pairs have no turns to cut at" in message
+    )
+    assert f"phases[data].datasets[{train.dataset}].sources[0]: it has no weight and others have" in message
+    small = f"phases[{train.name}].batch.row_tokens: 1000 is too small for dataset '{train.dataset}'"
+    assert f"{small}: its samples may have max_tokens=1024" in message
+
+
+def test_the_chat_format_is_one_of_three_and_fits_the_base() -> None:
+    misspelt = {"kind": "gema", "reasoning": "dropped"}
+    with pytest.raises(RecipeError, match=r"chat\.kind: 'gema' is not allowed.*did you mean gemma"):
+        build(lambda: Recipe(**(dict(tiny_base().__dict__) | {"chat": misspelt})))
+    gemma = GemmaFormat(kind="gemma", reasoning="dropped")
+    with pytest.raises(RecipeError, match=r"chat\.kind: 'gemma' is not allowed: a fresh base is a GPT-OSS"):
+        build(lambda: Recipe(**(dict(tiny_base().__dict__) | {"chat": gemma})))
+    undated = {"kind": "template", "template": None, "reasoning": "dropped", "date": "today", "variables": {}}
+    with pytest.raises(RecipeError, match=r"chat\.date: 'today' is not allowed"):
+        build(lambda: Recipe(**(dict(smoke().__dict__) | {"chat": undated})))
+
+
+def test_a_recipe_with_a_chat_template_loads_back_equal(tmp_path: Path) -> None:
+    chat = TemplateFormat(
+        kind="template", template="{{ x }}\n", reasoning="template", date="2026-01-31", variables={"x": 1}
+    )
+    recipe = smoke().model_copy(update={"chat": chat})
+    recipe_file.save(recipe, tmp_path / "recipe.json")
+    assert recipe_file.load(tmp_path / "recipe.json") == recipe

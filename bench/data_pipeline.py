@@ -42,7 +42,7 @@ WORKERS = len(os.sched_getaffinity(0))
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.data_pipeline", description=__doc__)
-    parser.add_argument("--rows", type=int, default=2500, help="conversations that both prepare")
+    parser.add_argument("--rows", type=int, default=4000, help="conversations that both prepare")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--packed", type=int, default=20_000, help="documents of each length law that both pack")
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)

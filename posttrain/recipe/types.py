@@ -58,6 +58,15 @@ class FolderBase(Frozen):
     path: str
 
 
+class HubBase(Frozen):
+    """A model on the Hugging Face hub, or its copy below `POSTTRAIN_HUB_DIR`."""
+
+    kind: Literal["hub"]
+    repo: str
+    revision: str | None
+    """A commit makes the run repeatable; None is the newest when the run begins, and that one ever after."""
+
+
 class FreshBase(Frozen):
     """A randomly initialised GPT-OSS with a vocabulary learned from the worlds' own text."""
 
@@ -75,7 +84,7 @@ class FreshBase(Frozen):
     initializer_range: float
 
 
-Base = Annotated[FolderBase | FreshBase, Field(discriminator="kind")]
+Base = Annotated[FolderBase | HubBase | FreshBase, Field(discriminator="kind")]
 
 
 class HarmonyFormat(Frozen):
@@ -429,12 +438,24 @@ class GrpoPhase(PhaseBase):
     optimizer: AdamW
 
 
+class Vote(Frozen):
+    """Each task is answered several times; the answer most often given counts, of equals the lowest."""
+
+    samples: Annotated[int, Field(ge=2)]
+    pass_mark: float
+    """A sample whose score reaches it passes."""
+    pass_at: tuple[Positive, ...]
+    """Each k gives a part `pass@k`: the chance that of k samples at least one passes, estimated from all."""
+
+
 class EvaluatePhase(PhaseBase):
     kind: Literal["evaluate"]
     model: str
     datasets: tuple[str, ...]
     shots: Annotated[int, Field(ge=0)]
     """Solved training examples put in front of each task (few-shot)."""
+    vote: Vote | None
+    """None asks each task once."""
     sampling: Sampling
     precision: Precision
 

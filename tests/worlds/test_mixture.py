@@ -103,7 +103,7 @@ def test_the_analysis_is_not_read() -> None:
     [
         ("I take [1].", 0.9, None),
         ("Not [1] but [0]", 0.1, None),
-        ("[2]", None, "action 2 of 2"),
+        ("[2]", None, "action 2 of 2, which count from 0"),
         ("one", None, "no action such as [0] in the final message"),
     ],
 )

@@ -42,7 +42,7 @@ def count_characters(row: JsonRow) -> tuple[int, int]:
 
 
 def token_counter(model: str) -> Counter:
-    """Tokens in Harmony; tasks have a prompt and no targets, a pair is both its sides."""
+    """Tokens of a row's samples in Harmony; tasks have a prompt and no targets, a pair is both its sides."""
     from posttrain.chat.conversation import Conversation, Message
     from posttrain.chat.render import renderer
     from posttrain.chat.tokenizer import Tokenizer
@@ -58,13 +58,13 @@ def token_counter(model: str) -> Counter:
             return length, length
         if "reference" in row:
             return len(render.prompt(Conversation.model_validate(row["prompt"]))), 0
-        made = [render.render(one) for one in rendered_conversations(row)]
+        if "conversation" in row:
+            made = render.samples(Conversation.model_validate(row["conversation"]))
+        else:
+            made = [render.render(side) for side in sides(row)]
         return sum(len(one.tokens) for one in made), sum(sum(one.targets) for one in made)
 
-    def rendered_conversations(row: JsonRow) -> Iterator[Conversation]:
-        if "conversation" in row:
-            yield Conversation.model_validate(row["conversation"])
-            return
+    def sides(row: JsonRow) -> Iterator[Conversation]:
         prompt = Conversation.model_validate(row["prompt"])
         before = tuple(message.model_copy(update={"train": False}) for message in prompt.messages)
         for side in ("chosen", "rejected"):

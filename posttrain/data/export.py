@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from posttrain.chat.conversation import Conversation, Message
+from posttrain.chat.gemma import numbered_text, tunix_sft_text
 from posttrain.data.rows import SHAPES, ConversationRow, PairRow, Row, TaskRow, TextRow
-from posttrain.errors import DataError
+from posttrain.errors import ChatFormatError, DataError
 
 Exported = dict[str, Any]
 
@@ -40,8 +41,11 @@ def openai_messages(conversation: Conversation, more: tuple[Message, ...] = ()) 
             if message.recipient is not None:
                 _add_call(open_message, message, f"call_{calls}")
                 calls += 1
+            elif message.channel == "analysis":
+                before = open_message.get("thinking")
+                open_message["thinking"] = message.content if before is None else f"{before}\n\n{message.content}"
             else:
-                open_message["thinking" if message.channel == "analysis" else "content"] = message.content
+                open_message["content"] = message.content
             if not message.train:
                 open_message["train"] = False
             continue
@@ -62,7 +66,7 @@ def _joins(open_message: Exported, message: Message) -> bool:
         return False
     if message.recipient is not None:
         return True
-    return "tool_calls" not in open_message and "content" not in open_message and message.channel != "analysis"
+    return "tool_calls" not in open_message and "content" not in open_message
 
 
 def _add_call(open_message: Exported, message: Message, identity: str) -> None:
@@ -170,20 +174,20 @@ def _answered(row: ConversationRow) -> str:
 
 
 def _tunix_sft(row: Row) -> Iterator[Exported]:
-    """Gemma's turns: what is asked, then numbered reasoning and the answer."""
+    """Gemma's turns as text: what is asked, then numbered reasoning and the answer."""
+    assert isinstance(row, ConversationRow)
     trace = next(_trace(row))
-    reasoning = "\n".join(f"{place}. {step['content']}" for place, step in enumerate(trace["steps"], 1))
-    prompts = (
-        f"<start_of_turn>user\n{trace['prompt']}<end_of_turn>\n"
-        f"<start_of_turn>model\nReasoning:\n{reasoning}\nAnswer: {trace['final_answer']}<end_of_turn>"
-    )
+    try:
+        prompts = tunix_sft_text(row.conversation)
+    except ChatFormatError as error:
+        raise DataError(f"row {row.id!r} cannot be exported as tunix_sft: {error}") from error
     yield {"id": row.id, "prompts": prompts, "final_answer": trace["final_answer"], "metadata": trace["meta"]}
 
 
 def _training_example(row: Row) -> Iterator[Exported]:
+    """As `tunix_sft`, with prompt and response apart and without Gemma's marks."""
     trace = next(_trace(row))
-    reasoning = "\n".join(f"{place}. {step['content']}" for place, step in enumerate(trace["steps"], 1))
-    response = f"Reasoning:\n{reasoning}\nAnswer: {trace['final_answer']}"
+    response = numbered_text([step["content"] for step in trace["steps"]], trace["final_answer"])
     yield {"id": row.id, "prompt": trace["prompt"], "response": response, "metadata": trace["meta"]}
 
 

@@ -53,7 +53,7 @@ class Fault:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.field}: {self.reason}"
+        return self.reason if self.field == "row" else f"{self.field}: {self.reason}"
 
 
 def checked(value: Any, content: str) -> Row | Fault:

@@ -117,7 +117,11 @@ def test_export_writes_a_file_once(tmp_path: Path) -> None:
     assert [json.loads(line) for line in lines] == [json.loads(line) for line in Path(TRACES).read_text().splitlines()]
     out = tmp_path / "out.jsonl"
     assert "4 records written" in data("export", "sums@1", "--format", "messages", "--output", out).stdout
-    assert json.loads(out.read_text().splitlines()[0])["messages"][1]["thinking"].startswith("1. Seven eights.")
+    assert json.loads(out.read_text().splitlines()[0])["messages"][1] == {
+        "role": "assistant",
+        "thinking": "Seven eights.\n\n7 × 8 = 56",
+        "content": "56",
+    }
     assert "exists and is not overwritten" in data("export", "sums@1", "--output", out, code=2).stderr
     assert "they can as rows, messages" in data("export", "sums@1", "--format", "preference", code=2).stderr
 

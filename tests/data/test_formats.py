@@ -4,17 +4,37 @@ import json
 from typing import get_args
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from posttrain.chat.render import renderer
+from posttrain.chat.tokenizer import Tokenizer
 from posttrain.data.formats.code_feedback import STALL
 from posttrain.data.formats.coding_agent import PROMPT
 from posttrain.data.formats.decision_table import prompt as decision_prompt
+from posttrain.data.formats.format import BadRow
 from posttrain.data.formats.table import FORMATS, fitting
-from posttrain.data.rows import SHAPES
+from posttrain.data.rows import SHAPES, Row, checked
 from posttrain.data.sources import read_source
 from posttrain.errors import DataError
 from posttrain.recipe.types import DecisionTableSource, RowFormat
+from posttrain.recipes._sft_rl_data import sft_rl_data
+from posttrain.recipes._tui_data import tui_data
+from posttrain.recipes.quickstart import CHAT
+from posttrain.run.folder import ASSETS
 from posttrain.worlds.registry import start
 from tests.data.sources import EVERY_ROW, FIXTURES, HUB, file, hub, read, said
+
+KEYS = (
+    "role", "content", "from", "value", "name", "arguments", "function", "tool_calls", "type", "text", "label", "i",
+    "parameters", "properties", "messages", "conversations", "tools", "system", "thinking", "meta", "prompt", "answer",
+    "reward_action_1", "q_action_0", "optimal_action", "lang", "new_file",
+)  # fmt: skip
+PIECES = (
+    "user", "assistant", "system", "tool", "human", "gpt", "function_call", "observation", "USER: a", "ASSISTANT: b",
+    "\n\nHuman: a\n\nAssistant: b", "<tool_call>{}</tool_call>", "<functioncall> {", "#### 3", "[]", "{}", "[{}]", "A",
+    '[{"name": "f", "arguments": {}}]', '{"name": "f", "parameters": 3}', "<execute>x</execute>", "system: x", "1e999",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -242,7 +262,8 @@ def test_rt_traces() -> None:
     rows, _ = read(file("traces.jsonl", "rt_trace"), "conversations")
     assert said(rows[0].conversation) == [
         ("user", "What is 7 times 8?"),
-        ("assistant", "analysis", "1. Seven eights.\n2. 7 × 8 = 56"),
+        ("assistant", "analysis", "Seven eights."),
+        ("assistant", "analysis", "7 × 8 = 56"),
         ("assistant", "final", "56"),
     ]
     assert rows[0].conversation.metadata["trace"]["meta"] == {"source": "own", "game": "sums"}
@@ -458,3 +479,41 @@ def test_the_documentation_lists_every_format_with_its_columns() -> None:
     for name, made in FORMATS.items():
         columns = ", ".join(f"`{column}`" for column in made.columns)
         assert f"| `{name}` | {', '.join(made.makes)} | {columns} | {made.reads} |" in text
+
+
+# ---------------------------------------------------------------- whatever the columns hold
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=8) | st.sampled_from(PIECES),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [(name, content) for name, made in FORMATS.items() for content in made.makes]
+)
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_values_become_a_row_or_a_named_fault(name: RowFormat, content: str, data: st.DataObject) -> None:
+    record = {column: data.draw(VALUES) for column in FORMATS[name].columns}
+    record |= data.draw(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=3))
+    try:
+        fields = FORMATS[name].makes[content](record)
+    except BadRow as bad:
+        assert bad.field and bad.reason
+        return
+    row = checked({"id": "1", **fields}, content)
+    assert isinstance(row, Row), (record, row)
+    assert checked(json.loads(row.model_dump_json()), content) == row
+
+
+def test_what_the_formats_make_can_be_rendered() -> None:
+    tokenizer = Tokenizer.load(ASSETS / "tiny_base")
+    render, trained = renderer(CHAT, tokenizer), 0
+    datasets = (*tui_data(False, 1, 1, 1), *sft_rl_data(False, 1, 0))
+    sources = [source for dataset in datasets for source in dataset.sources if dataset.content == "conversations"]
+    for source in (*sources, file("messages.jsonl", "messages"), file("traces.jsonl", "rt_trace")):
+        for row in read(source, "conversations")[0]:
+            trained += sum(sum(sample.targets) for sample in render.samples(row.conversation))
+    assert trained > 500

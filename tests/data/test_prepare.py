@@ -145,13 +145,13 @@ def test_rows_that_are_no_good_are_refused_or_counted_by_reason(
         unrenderable,
         *(talk(number, "hello") for number in range(4, 8)),
     )
-    with pytest.raises(DataError, match=r"rows\.jsonl row 2: row: not JSON: .*mend or remove the row"):
+    with pytest.raises(DataError, match=r"rows\.jsonl row 2: not JSON: .*mend or remove the row"):
         prepare(made_of(source, "conversations"), chat, tokenizer, tmp_path / "none")
     with pytest.raises(DataError) as refused:
         prepare(made_of(source, "conversations", faulty_share=0.4), chat, tokenizer, tmp_path / "few")
     assert "5 of 10 rows are no good, faulty_share allows 40.00%" in str(refused.value)
     assert "2 × row: not JSON: Expecting value: line … column … (char …)" in str(refused.value)
-    assert "rows.jsonl row 4: row: nothing in it is a target to train on" in str(refused.value)
+    assert "rows.jsonl row 4: nothing in it is a target to train on" in str(refused.value)
     left = [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
     assert left == [tmp_path / "rows.jsonl"]
 

@@ -40,7 +40,7 @@ def fault(tmp_path: Path, data: str | bytes, content: str = "text") -> str:
         ('{"id":"a","text":3}\n', 1, "text: Input should be a valid string"),
         ('{"id":"a","text":"b","txt":"c"}\n', 1, "txt: Extra inputs are not permitted"),
         ('{"text":"b"}\n', 1, "id: Field required"),
-        ("[1]\n", 1, "row: Input should be"),
+        ("[1]\n", 1, "Input should be an object"),
         ('{"id":"a","text":NaN}\n', 1, "NaN is not JSON"),
     ],
 )

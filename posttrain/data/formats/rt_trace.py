@@ -10,7 +10,7 @@ MOST_STEPS, MOST_STEP = 1000, 20_000
 
 
 def fields(record: Record) -> Fields:
-    """Steps are the analysis, one line each with its number; the answer is final."""
+    """Each step is a message of the analysis, which Gemma's turns number; the answer is final."""
     prompt, final = _bounded(record, "prompt", MOST_PROMPT), _bounded(record, "final_answer", MOST_ANSWER)
     steps, meta = _steps(record), record.get("meta") or {}
     if not isinstance(meta, dict):
@@ -19,16 +19,12 @@ def fields(record: Record) -> Fields:
         "conversation": Conversation(
             messages=(
                 Message(role="user", content=prompt),
-                Message(role="assistant", channel="analysis", content=numbered(steps)),
+                *(Message(role="assistant", channel="analysis", content=step["content"]) for step in steps),
                 Message(role="assistant", channel="final", content=final),
             ),
             metadata={"trace": {"trace_version": text(record, "trace_version"), "steps": steps, "meta": meta}},
         )
     }
-
-
-def numbered(steps: list[dict[str, Any]]) -> str:
-    return "\n".join(f"{place}. {step['content']}" for place, step in enumerate(steps, 1))
 
 
 def _steps(record: Record) -> list[dict[str, Any]]:

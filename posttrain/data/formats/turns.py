@@ -7,8 +7,6 @@ from typing import Any
 from posttrain.chat.conversation import Conversation, Message, Tool, call, tool_result
 from posttrain.data.formats.format import BadRow, from_json, kind
 
-NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
-
 
 class Turns:
     """`field` names the column in faults."""
@@ -123,8 +121,8 @@ def _tool(value: Any, field: str) -> Tool:
     function = value.get("function", value) if isinstance(value, dict) else value
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise BadRow(field, "a tool has no name")
-    parameters = from_json(function.get("parameters"), field) or NO_PARAMETERS
-    if not isinstance(parameters, dict):
+    parameters = from_json(function.get("parameters"), field)
+    if not isinstance(parameters, dict | None):
         raise BadRow(field, f"the parameters of {function['name']!r} are {kind(parameters)}, not an object")
     return Tool(
         name=function["name"], description=function.get("description") or "", parameters=_without_nothing(parameters)

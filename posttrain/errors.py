@@ -59,6 +59,10 @@ class CompletionError(ChatFormatError):
         super().__init__(message)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type["CompletionError"], tuple[CompletionReason, str]]:
+        # So that it survives the way from one process to another.
+        return type(self), (self.reason, str(self))
+
 
 class ModelError(InputError):
     """A model or adapter folder that is not what its files promise, or an adapter made for another model."""

@@ -152,11 +152,18 @@ def _model_turn(place: int, run: Sequence[Message], numbered: bool) -> Turn:
         return Turn("model", answer.content, answer.train)
     if any(step.train != answer.train for step in steps):
         raise ChatFormatError(f"the turn that ends in {where} is one text here: train on all of it or on none")
-    reasons = [step.content for step in steps]
+    reasons = _steps([step.content for step in steps])
     text = numbered_text(reasons, answer.content)
     if read_numbered(text) != (reasons, answer.content):
         raise ChatFormatError(f"the turn that ends in {where} has a step with a line that looks like the next step")
     return Turn("model", text, answer.train)
+
+
+def _steps(analysis: list[str]) -> list[str]:
+    """One step per analysis message; or those of a single one that is numbered already, as traces are read."""
+    if len(analysis) == 1 and analysis[0].startswith("1. "):
+        return read_numbered(f"Reasoning:\n{analysis[0]}\nAnswer:")[0]
+    return analysis
 
 
 def numbered_text(steps: Sequence[str], answer: str) -> str:

@@ -1,5 +1,6 @@
 """Broken completions of every format: each one parses or fails with a reason, and none crashes."""
 
+import pickle
 import random
 from collections import Counter
 from typing import get_args
@@ -107,3 +108,8 @@ def test_a_template_with_tools_and_reasoning() -> None:
     counts = outcomes(renderer, tokenizer, [generated("qwen_tools", seed) for seed in range(100)])
     reasons = {"reasoning", "call", "special token", "cut off", "after the end", "empty"}
     assert reasons <= set(counts)
+
+
+def test_a_reason_survives_the_way_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(CompletionError("cut off", "it ends early")))
+    assert (type(error), error.reason, str(error)) == (CompletionError, "cut off", "it ends early")

@@ -18,7 +18,7 @@ UNFLAGGED = ("\n\n", "\n\n\n", "\u2581\u2581", "<table>", "</table>")
 DROPPED = GemmaFormat(kind="gemma", reasoning="dropped")
 NUMBERED = GemmaFormat(kind="gemma", reasoning="numbered")
 TEMPLATE = (Path(__file__).parent / "templates" / "gemma.jinja").read_text()
-WORDS = ("the", "Go on.", "naïve", "日本", "\n\n", "<table>", "a  b", "x=1;", "1. ", "Answer", "<end_of_turn>", "🙂")
+WORDS = ("the", "Go on.", "naïve", "日本", "\n\n", "<table>", "a  b", "x=1;", "2. ", "Answer", "<end_of_turn>", "🙂")
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +148,14 @@ def test_specials_typed_into_text_stay_text(gemma: Gemma, tokenizer: Tokenizer) 
         tokens = gemma.render(Conversation(messages=(user(said), final(said)))).tokens
         counts.append([tokens.count(tokenizer.special(name)) for name in SPECIALS])
     assert counts[0] == counts[1]
+
+
+def test_steps_that_are_numbered_already_keep_their_numbers() -> None:
+    apart = Conversation(messages=(user("x"), think("First."), think("Second\nline."), final("4")))
+    in_one = Conversation(messages=(user("x"), think("1. First.\n2. Second\nline."), final("4")))
+    assert tunix_sft_text(in_one) == tunix_sft_text(apart)
+    with pytest.raises(ChatFormatError, match="looks like the next step"):
+        tunix_sft_text(Conversation(messages=(user("x"), think("2. First.\n2. Second."), final("4"))))
 
 
 def test_the_trace_stores_text_there_and_back() -> None:

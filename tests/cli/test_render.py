@@ -1,6 +1,7 @@
 """`posttrain render`: what it prints, and what it says to bad input."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from posttrain.chat.harmony import DIFFERENCES
 from posttrain.cli.main import main
 from tests.chat.conftest import byte_level_definition
 from tests.pipeline.command import posttrain
@@ -79,6 +81,20 @@ def test_a_given_template_and_the_folders_own(render: Render, tmp_path: Path) ->
     assert render([ROW], *where).output == done.output
     refused = render([ROW], *where, "--keep-reasoning")
     assert (refused.exit_code, "reads none of reasoning_content" in refused.output) == (2, True)
+
+
+def test_the_document_shows_what_works(render: Render) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "chat-formats.md").read_text()
+    [row] = re.findall(r"^```json\n(.*?)\n```$", document, flags=re.MULTILINE | re.DOTALL)
+    commands = re.findall(r"^    posttrain render (.*)$", document, flags=re.MULTILINE)
+    assert len(commands) == 2
+    for words in commands:
+        [_, *options] = words.replace("path/to/model", "shipped:tiny").split()
+        done = render([row], *options)
+        assert done.exit_code == 0, done.output
+        assert "Hello.<|return|>" in done.output
+    assert all(f"| `{name}`: " in document for name in DIFFERENCES)
+    assert document.count("-analysis`: ") + document.count("-parse`: ") == len(DIFFERENCES)
 
 
 USER = {"role": "user", "content": "x"}

@@ -28,8 +28,8 @@ from posttrain.recipe.types import ChatFormat, Dataset, HubSource
 from posttrain.run import faults
 from posttrain.run.folder import digest_file, digest_json, fsync_folder, write_json_atomic
 
-BLOCK = 256
-"""Rows that one process renders at a time."""
+BLOCK = 64
+"""Rows that one process renders at a time: few, so that no process waits long for the first or for the last."""
 
 
 def content_key(dataset: Dataset, chat: ChatFormat, tokenizer: Tokenizer, asker: str) -> str:

@@ -134,7 +134,6 @@ class ShardWriter:
 
     def finish(self) -> None:
         """Headers with the lengths, and everything on disk; what is in `data` is whole."""
-        self.save()
         lengths = {
             "tokens.npy": self.num_tokens,
             "targets.npy": self.num_tokens,
@@ -145,7 +144,8 @@ class ShardWriter:
             if name in self._files:
                 self._files[name].seek(0)
                 self._files[name].write(npy_header(name, length))
-        self._sync()
+                self._files[name].seek(0, os.SEEK_END)
+        self.save()
         self.close()
 
     def close(self) -> None:

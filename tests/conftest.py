@@ -14,3 +14,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 def no_fault(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("POSTTRAIN_FAULT", raising=False)
     yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For what fixtures of a module or of the session run; the user's own cache is never touched."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POSTTRAIN_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test finds what another one made."""
+    monkeypatch.setenv("POSTTRAIN_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))

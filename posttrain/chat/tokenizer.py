@@ -8,6 +8,7 @@ from typing import Any
 
 import tokenizers
 
+from posttrain.chat.words import word_encoder
 from posttrain.errors import ChatFormatError, ModelError
 from posttrain.run.folder import digest_json
 
@@ -37,6 +38,7 @@ class Tokenizer:
         except Exception as error:
             # The library raises bare Exception for every fault of the file.
             raise ValueError(str(error)) from error
+        self._words = word_encoder(settings, self._plain)
         added = self._whole.get_added_tokens_decoder()
         self._specials = {token.content: number for number, token in added.items()}
         self.special_ids: frozenset[int] = frozenset(added)
@@ -66,6 +68,9 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """`text` as ordinary tokens: special tokens spelled out in it are not recognised."""
+        if self._words is not None:
+            _check_unicode(text)
+            return self._words.encode(text)
         return _encode(self._plain, text)
 
     def encode_with_specials(self, text: str) -> list[int]:
@@ -131,16 +136,22 @@ class Tokenizer:
         return self._specials[name]
 
 
+def _check_unicode(text: str) -> None:
+    if text.isascii():
+        return
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ChatFormatError(f"text is not Unicode at character {error.start}: {error.reason}") from None
+
+
 def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
     ids: list[int] = _encoding(tokenizer, text).ids
     return ids
 
 
 def _encoding(tokenizer: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ChatFormatError(f"text is not Unicode at character {error.start}: {error.reason}") from None
+    _check_unicode(text)
     return tokenizer.encode(text, add_special_tokens=False)
 
 

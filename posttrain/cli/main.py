@@ -17,6 +17,7 @@ COMMANDS = {
     "logs": ("Print the log of a run's last attempt.", "posttrain.cli.logs:logs"),
     "report": ("Rebuild a run's report from its files.", "posttrain.cli.report:report"),
     "chat": ("Talk to a run's result in the terminal.", "posttrain.cli.chat:chat"),
+    "data": ("Build, look at and export datasets.", "posttrain.cli.data:data"),
     "render": ("Show conversations as tokens and what is learned of them.", "posttrain.cli.render:render"),
     "schema": ("Print the JSON schema of recipes.", "posttrain.cli.schema:schema"),
 }

@@ -12,6 +12,7 @@ from posttrain.pipeline.plan import Plan, plan_run
 from posttrain.recipe.load import FoundRecipe, shipped_names
 from posttrain.recipe.spelling import did_you_mean
 from posttrain.recipe.types import (
+    Batch,
     EvaluatePhase,
     Execution,
     ExportPhase,
@@ -21,6 +22,8 @@ from posttrain.recipe.types import (
     PreferencePhase,
     PreparePhase,
     Recipe,
+    RowBatch,
+    SampleBatch,
     SftPhase,
 )
 from posttrain.run import recipe_file
@@ -100,13 +103,21 @@ def _print_phases(planned: Plan) -> None:
         console.print(table, markup=False, highlight=False)
 
 
+def _batch(batch: Batch) -> str:
+    match batch:
+        case SampleBatch():
+            return f"{batch.samples} samples"
+        case RowBatch():
+            return f"{batch.rows} rows of {batch.row_tokens} tokens"
+
+
 def describe(phase: Phase) -> str:
     """The phase in a few words."""
     match phase:
         case PreparePhase():
             return ", ".join(dataset.name for dataset in phase.datasets)
         case SftPhase():
-            return f"{phase.model} on {phase.dataset}, {phase.steps} steps of {phase.samples_per_step}"
+            return f"{phase.model} on {phase.dataset}, {phase.steps} steps of {_batch(phase.batch)}"
         case PreferencePhase():
             return f"{phase.model} on {phase.dataset}, {phase.steps} steps of {phase.pairs_per_step} pairs"
         case GrpoPhase():

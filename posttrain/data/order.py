@@ -1,24 +1,24 @@
-"""Which rows a step reads: a pure function of seed and step."""
+"""Which samples a step reads: a pure function of mixture and step."""
 
 import numpy as np
 
-
-def rows_of_step(seed: int, step: int, per_step: int, num_rows: int) -> list[int]:
-    """Row numbers of 1-based `step`. Epochs are seeded permutations laid end to end; a step may span two."""
-    first = (step - 1) * per_step
-    rows = []
-    for position in range(first, first + per_step):
-        epoch, place = divmod(position, num_rows)
-        rows.append(int(_permutation(seed, epoch, num_rows)[place]))
-    return rows
+from posttrain.data.mixture import Mixture
 
 
-_cached: dict[tuple[int, int, int], np.ndarray] = {}
+class Samples:
+    """The samples of every epoch, laid end to end."""
 
+    def __init__(self, mixture: Mixture) -> None:
+        self._mixture = mixture
+        self._epoch: tuple[int, np.ndarray] | None = None
 
-def _permutation(seed: int, epoch: int, num_rows: int) -> np.ndarray:
-    key = (seed, epoch, num_rows)
-    if key not in _cached:
-        _cached.clear()
-        _cached[key] = np.random.default_rng([seed, epoch]).permutation(num_rows)
-    return _cached[key]
+    def of_step(self, step: int, per_step: int) -> list[int]:
+        """Sample numbers of 1-based `step`, which may span epochs."""
+        first = (step - 1) * per_step
+        places = (divmod(position, len(self._mixture)) for position in range(first, first + per_step))
+        return [int(self._order(epoch)[place]) for epoch, place in places]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = epoch, self._mixture.epoch(epoch)
+        return self._epoch[1]

@@ -1,69 +1,59 @@
-"""Prepares one dataset: rows are read and checked, rendered to tokens and targets, and committed as one folder."""
+"""Prepares one dataset: rows are read, checked, rendered by several processes, and committed as one folder.
 
+The folder is made in a cache under the digest of what it is made from, and linked into the run.
+"""
+
+import fcntl
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from posttrain.chat.conversation import Conversation
-from posttrain.chat.render import Renderer, renderer
+from posttrain.chat.render import renderer
 from posttrain.chat.tokenizer import Tokenizer
-from posttrain.data.rows import ConversationRow, PairRow, Row, TaskRow, TextRow, place_of, read_rows
+from posttrain.data.encode import Encoder, Unread, id_digest
+from posttrain.data.faulty import FaultyRows
+from posttrain.data.rows import Fault, Row
 from posttrain.data.shard import FILES
-from posttrain.errors import ChatFormatError, DataError
-from posttrain.recipe.types import ChatFormat, Dataset, JsonlSource
+from posttrain.data.shard_writer import FAULTY, ShardWriter
+from posttrain.data.sources import content_digest, read_source, repeat, weight
+from posttrain.errors import DataError
+from posttrain.host.workers import in_order
+from posttrain.recipe.types import ChatFormat, Dataset, HubSource
 from posttrain.run import faults
-from posttrain.run.folder import digest_file, digest_json, fsync_folder, write_atomic, write_json_atomic
+from posttrain.run.folder import digest_file, digest_json, fsync_folder, write_json_atomic
 
-END_OF_TEXT = "<|endoftext|>"
-BATCH = 256
-Sequence = tuple[list[int], list[bool]]
-
-
-@dataclass
-class Encoded:
-    """What has been kept so far, and what has not."""
-
-    rows: list[bytes] = field(default_factory=list)
-    tokens: list[np.ndarray] = field(default_factory=list)
-    targets: list[np.ndarray] = field(default_factory=list)
-    prefixes: list[int] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def drop(self, row: Row, sequences: list[Sequence], max_tokens: int) -> bool:
-        """Whether the row must be left out, which is counted."""
-        if any(len(tokens) > max_tokens for tokens, _ in sequences):
-            self.counts["dropped_too_long"] += 1
-            return True
-        if any(not any(targets) for _, targets in sequences) and not isinstance(row, TaskRow):
-            self.counts["dropped_without_targets"] += 1
-            return True
-        return False
-
-    def keep(self, row: Row, sequences: list[Sequence]) -> None:
-        self.rows.append((row.model_dump_json() + "\n").encode())
-        if isinstance(row, TaskRow):
-            return
-        for tokens, targets in sequences:
-            self.tokens.append(np.array(tokens, dtype=np.int32))
-            self.targets.append(np.array(targets, dtype=bool))
+BLOCK = 256
+"""Rows that one process renders at a time."""
 
 
-def spec_digest(dataset: Dataset, chat: ChatFormat, tokenizer_file: Path) -> str:
-    """What the prepared bytes depend on: the dataset, its files' bytes, the chat format, the tokenizer, the shapes."""
-    paths = [Path(source.path) for source in dataset.sources if isinstance(source, JsonlSource)]
+def content_key(dataset: Dataset, chat: ChatFormat, tokenizer: Tokenizer, asker: str) -> str:
+    """What the prepared bytes depend on: sources, the bytes behind them, the chat format, the tokenizer, the shapes.
+
+    Not on where files lie, nor on what the dataset is called. Where it cannot be known what a source will hold, as with
+    the newest revision of a hub's dataset, nobody shares it with `asker`.
+    """
+    digests = [content_digest(source) for source in dataset.sources]
+    unknown = [
+        isinstance(source, HubSource) and digest is None
+        for source, digest in zip(dataset.sources, digests, strict=True)
+    ]
+    told = dataset.model_dump(mode="json", exclude={"name"})
+    for source in told["sources"]:
+        if "path" in source:
+            source["path"] = Path(source["path"]).name
     return digest_json(
         {
-            "dataset": dataset.model_dump(mode="json"),
-            "files": [digest_file(path) if path.is_file() else None for path in paths],
+            "dataset": told,
+            "sources": digests,
+            "asker": asker if any(unknown) else None,
             "chat": chat.model_dump(mode="json"),
-            "tokenizer": digest_file(tokenizer_file),
+            "tokenizer": tokenizer.digest,
         }
     )
 
@@ -73,122 +63,148 @@ def prepare_dataset(
     chat: ChatFormat,
     tokenizer: Tokenizer,
     folder: Path,
-    spec: str,
+    key: str,
+    workers: int,
     advance: Callable[[float], None],
 ) -> dict[str, Any]:
-    """Write `folder` in one rename and return its description; nothing is written unless every row can be read.
+    """Write `folder` in one rename and return its description; one that is there and verifies is kept.
 
-    `advance` is told of progress a batch at a time: half a row when it is read, half when it is rendered.
+    More rows that are no good than the recipe allows raise DataError. After a kill it goes on from the last part that
+    was saved. `advance` is told of rows that are done, a block at a time.
     """
-    render, encoded = renderer(chat, tokenizer), Encoded()
-    rows = list(_in_batches(read_rows(dataset), advance))
-    for row in _in_batches(rows, advance):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial")
+    with _alone(folder):
+        description = committed(folder, key)
+        if description is not None and not description["counts"]["unavailable"]:
+            shutil.rmtree(partial, ignore_errors=True)
+            return description
+        writer = ShardWriter(partial, dataset.content)
         try:
-            sequences = _sequences(row, render, tokenizer)
-        except ChatFormatError as error:
-            raise DataError(f"{place_of(dataset, row.id)}: id {row.id!r} cannot be rendered: {error}") from error
-        if not encoded.drop(row, sequences, dataset.max_tokens):
-            encoded.keep(row, sequences)
-            if isinstance(row, PairRow):
-                encoded.prefixes.append(len(render.prompt(row.prompt)))
-    if not encoded.rows:
+            _write(dataset, Encoder(dataset, renderer(chat, tokenizer), tokenizer), writer, workers, advance)
+            return _commit(dataset, writer, folder, key)
+        except (OSError, DataError):
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        finally:
+            writer.close()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits for another process that makes the same folder."""
+    lock = os.open(folder.with_name(f".{folder.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _write(
+    dataset: Dataset, encoder: Encoder, writer: ShardWriter, workers: int, advance: Callable[[float], None]
+) -> None:
+    advance(writer.rows_read)
+    faulty = FaultyRows(dataset, writer.reasons)
+    for unread, block in in_order(encoder, _unread(dataset, writer.source, writer.source_read), workers):
+        block.faults = [*unread.faults, *block.faults]
+        faulty.add(block.faults)
+        writer.append(block, unread.source, unread.rows)
+        advance(unread.rows)
+    faulty.check(writer.rows_read)
+    repeated = writer.repeated_ids()
+    if repeated:
+        raise DataError(_name_repeated(dataset, repeated))
+    if not writer.num_rows:
         raise DataError(
-            f"dataset {dataset.name}: none of its rows is left ({dict(encoded.counts)}); raise max_tokens "
+            f"dataset {dataset.name}: none of its rows is left ({dict(writer.counts)}); raise max_tokens "
             f"above {dataset.max_tokens}, or check its rows"
         )
-    return _commit(dataset, encoded, folder, spec)
 
 
-def _in_batches(rows: Iterable[Row], advance: Callable[[float], None]) -> Iterator[Row]:
-    passed = 0
-    for row in rows:
-        yield row
-        passed += 1
-        if passed == BATCH:
-            advance(passed / 2)
-            passed = 0
-    advance(passed / 2)
+def _unread(dataset: Dataset, first_source: int, first_row: int) -> Iterator[Unread]:
+    """The rows of every source in blocks, which do not depend on who renders them."""
+    for number, source in enumerate(dataset.sources[first_source:], first_source):
+        counts: Counter[str] = Counter()
+        placed = read_source(source, dataset.content, counts)
+        for _ in islice(placed, first_row if number == first_source else 0):
+            pass
+        counted = counts.copy()
+        while (block := list(islice(placed, BLOCK))) or counts != counted:
+            good = [(place, row) for place, row in block if isinstance(row, Row)]
+            passed_over, counted = counts - counted, counts.copy()
+            yield Unread(
+                source=number,
+                rows=len(block),
+                places=[place for place, _ in good],
+                lines=[row.model_dump_json().encode() + b"\n" for _, row in good],
+                passed_over=passed_over,
+                faults=[(place, fault) for place, fault in block if isinstance(fault, Fault)],
+            )
 
 
-def _sequences(row: Row, render: Renderer, tokenizer: Tokenizer) -> list[Sequence]:
-    """The token sequences that a row is trained on or, for a task, its prompt."""
-    match row:
-        case TextRow():
-            tokens = [*tokenizer.encode_with_specials(row.text), tokenizer.special(END_OF_TEXT)]
-            # Nothing stands before the first token that could predict it.
-            return [(tokens, [False] + [True] * (len(tokens) - 1))]
-        case ConversationRow():
-            rendered = render.render(row.conversation)
-            return [(rendered.tokens, rendered.targets)]
-        case PairRow():
-            return [_completion(row.prompt, messages, render) for messages in (row.chosen, row.rejected)]
-        case TaskRow():
-            tokens = render.prompt(row.prompt)
-            return [(tokens, [False] * len(tokens))]
-    raise AssertionError(type(row))
+def _name_repeated(dataset: Dataset, repeated: set[int]) -> str:
+    """Reads the sources again for the first id that comes twice: who has no such id need not remember any."""
+    seen: dict[str, str] = {}
+    for source in dataset.sources:
+        for place, row in read_source(source, dataset.content):
+            if isinstance(row, Row) and id_digest(row.id) in repeated:
+                if row.id in seen:
+                    return f"{place}: id {row.id!r} is already that of {seen[row.id]}, in dataset {dataset.name}"
+                seen[row.id] = place
+    raise AssertionError("two different ids have one digest of 64 bits")
 
 
-def _completion(prompt: Conversation, messages: tuple[Any, ...], render: Renderer) -> Sequence:
-    """Prompt and completion, with targets in the completion only: turns before it are context."""
-    start = render.prompt(prompt)
-    whole = render.render(prompt.model_copy(update={"messages": (*prompt.messages, *messages)}))
-    if whole.tokens[: len(start)] != start:
-        raise ChatFormatError("the completion does not continue its prompt")
-    targets = [False] * len(start) + whole.targets[len(start) :]
-    return whole.tokens, targets
-
-
-def _commit(dataset: Dataset, encoded: Encoded, folder: Path, spec: str) -> dict[str, Any]:
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        write_atomic(temporary / "rows.jsonl", b"".join(encoded.rows))
-        if dataset.content != "tasks":
-            lengths = [len(tokens) for tokens in encoded.tokens]
-            _write_array(temporary / "tokens.npy", np.concatenate(encoded.tokens))
-            _write_array(temporary / "targets.npy", np.concatenate(encoded.targets))
-            _write_array(temporary / "offsets.npy", np.concatenate(([0], np.cumsum(lengths))).astype(np.int64))
-        if dataset.content == "pairs":
-            _write_array(temporary / "prefix.npy", np.array(encoded.prefixes, dtype=np.int32))
-        description = _description(dataset, encoded, temporary, spec)
-        write_json_atomic(temporary / "dataset.json", description)
-        faults.reach("prepare.dataset_written")
-        shutil.rmtree(folder, ignore_errors=True)
-        faults.reach("prepare.before_commit")
-        temporary.rename(folder)
-    except OSError:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+def _commit(dataset: Dataset, writer: ShardWriter, folder: Path, key: str) -> dict[str, Any]:
+    writer.finish()
+    description = _description(dataset, writer, key)
+    write_json_atomic(writer.data / "dataset.json", description)
+    faults.reach("prepare.dataset_written")
+    shutil.rmtree(folder, ignore_errors=True)
+    faults.reach("prepare.before_commit")
+    writer.data.rename(folder)
     fsync_folder(folder.parent)
+    shutil.rmtree(writer.folder)
     return description
 
 
-def _write_array(path: Path, array: np.ndarray) -> None:
-    with open(path, "wb") as file:
-        np.save(file, array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _description(dataset: Dataset, encoded: Encoded, folder: Path, spec: str) -> dict[str, Any]:
+def _description(dataset: Dataset, writer: ShardWriter, key: str) -> dict[str, Any]:
     counts = {
-        "rows": len(encoded.rows),
-        "dropped_too_long": encoded.counts["dropped_too_long"],
-        "dropped_without_targets": encoded.counts["dropped_without_targets"],
+        "rows": writer.num_rows,
+        "dropped_too_long": writer.counts["dropped_too_long"],
+        "cut_at_turn": writer.counts["cut_at_turn"],
+        "faulty": sum(writer.reasons.values()),
+        "filtered": writer.counts["filtered"],
+        "unavailable": writer.counts["unavailable"],
     }
     if dataset.content != "tasks":
-        counts["tokens"] = sum(len(tokens) for tokens in encoded.tokens)
-        counts["target_tokens"] = sum(int(targets.sum()) for targets in encoded.targets)
-    files = {name: digest_file(folder / name) for name in FILES[dataset.content]}
-    return {"content": dataset.content, "spec": spec, "counts": counts, "files": files, "digest": digest_json(files)}
+        counts |= {"tokens": writer.num_tokens, "target_tokens": writer.counts["target_tokens"]}
+    parts = [
+        {
+            "rows": writer.parts[number]["rows"],
+            "samples": writer.parts[number]["samples"],
+            "weight": weight(source),
+            "repeat": repeat(source),
+        }
+        for number, source in enumerate(dataset.sources)
+    ]
+    files = {name: digest_file(writer.data / name) for name in FILES[dataset.content]}
+    return {
+        "content": dataset.content,
+        "key": key,
+        "counts": counts,
+        "faulty": dict(sorted(writer.reasons.items())),
+        "parts": parts,
+        "files": files,
+        "digest": digest_json({"files": files, "parts": parts}),
+    }
 
 
-def committed(folder: Path, spec: str) -> dict[str, Any] | None:
-    """The description of an already prepared dataset, if it is of this spec and its files still have their digests."""
+def committed(folder: Path, key: str) -> dict[str, Any] | None:
+    """The description of an already prepared dataset, if it is of this key and its files still have their digests."""
     try:
         description: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
-        if description["spec"] != spec:
+        if description["key"] != key:
             return None
         for name, digest in description["files"].items():
             if digest_file(folder / name) != digest:
@@ -196,3 +212,36 @@ def committed(folder: Path, spec: str) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError):
         return None
     return description
+
+
+def link_dataset(made: Path, folder: Path, faulty: Path) -> None:
+    """Put the prepared folder `made` at `folder` in one rename, and the list of its faulty rows at `faulty`.
+
+    Files are shared where both lie on one file system, and copied elsewhere: either way the run keeps them if the cache
+    is removed. The list of faulty rows names places and is no part of the data.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        for file in sorted(made.iterdir()):
+            if file.name != FAULTY:
+                _link(file, temporary / file.name)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    fsync_folder(folder.parent)
+    faulty.unlink(missing_ok=True)
+    if (made / FAULTY).stat().st_size:
+        faulty.parent.mkdir(parents=True, exist_ok=True)
+        _link(made / FAULTY, faulty)
+
+
+def _link(file: Path, place: Path) -> None:
+    try:
+        os.link(file, place)
+    except OSError:
+        # Another file system, or one without links.
+        shutil.copy2(file, place)

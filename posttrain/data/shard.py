@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from posttrain.data.mixture import Mixture, Part
 from posttrain.errors import DataError
 
 FILES = {
@@ -16,6 +17,7 @@ FILES = {
     "tasks": ("rows.jsonl",),
 }
 """By content, beside `dataset.json`."""
+SCANNED_BYTES = 2**24
 
 
 class Shard:
@@ -42,6 +44,16 @@ class Shard:
     def __len__(self) -> int:
         """Number of sequences; none for tasks."""
         return 0 if self.content == "tasks" else len(self._offsets) - 1
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of every sequence."""
+        return np.diff(self._offsets)
+
+    def mixture(self, seed: int) -> Mixture:
+        """The order in which samples are read; a sample is a sequence, a pair or a task."""
+        counted = "rows" if self.content in ("pairs", "tasks") else "samples"
+        parts = [Part(part[counted], part["weight"], part["repeat"]) for part in self.description["parts"]]
+        return Mixture(tuple(parts), seed)
 
     def tokens(self, sequence: int) -> np.ndarray:
         return self._tokens[self._span(sequence)]
@@ -88,6 +100,10 @@ class Shard:
         return np.memmap(self.folder / "rows.jsonl", dtype=np.uint8, mode="r")
 
     @cached_property
-    def _lines(self) -> list[int]:
-        ends = np.flatnonzero(self._text == ord("\n")) + 1
-        return [0, *ends.tolist()]
+    def _lines(self) -> np.ndarray:
+        """Where each row begins, found a piece of the file at a time."""
+        found = [np.zeros(1, dtype=np.int64)]
+        for start in range(0, len(self._text), SCANNED_BYTES):
+            piece = self._text[start : start + SCANNED_BYTES]
+            found.append(np.flatnonzero(piece == ord("\n")) + start + 1)
+        return np.concatenate(found)

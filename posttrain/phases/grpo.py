@@ -7,7 +7,7 @@ import torch
 
 from posttrain.chat.render import Renderer, renderer
 from posttrain.chat.tokenizer import Tokenizer
-from posttrain.data.order import rows_of_step
+from posttrain.data.order import Samples
 from posttrain.data.shard import Shard
 from posttrain.engine.objectives import dr_grpo_sum, group_advantages
 from posttrain.engine.packing import Item, MicroBatch
@@ -31,11 +31,12 @@ def run(context: PhaseContext, phase: GrpoPhase) -> PhaseOutcome:
     sampler = Sampler(model, render.stop_tokens, phase.precision, context.execution.rollout_tokens)
     loop = TrainingLoop(context, phase.optimizer, phase.steps, model, context.fingerprint, "steps")
     written = episodes_on_disk(context, phase)
+    order = Samples(tasks.mixture(context.recipe.seed))
 
     for step in loop.remaining():
         episodes = written.get(step)
         if episodes is None:
-            rows = rows_of_step(context.recipe.seed, step, phase.groups_per_step, tasks.num_rows)
+            rows = order.of_step(step, phase.groups_per_step)
             numbers = [row for row in rows for _ in range(phase.group_size)]
             seeds = [
                 seed_of(context.recipe.seed, phase.name, step, place // phase.group_size, place % phase.group_size)

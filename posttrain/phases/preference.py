@@ -5,7 +5,7 @@ import json
 import torch
 from transformers import PreTrainedModel
 
-from posttrain.data.order import rows_of_step
+from posttrain.data.order import Samples
 from posttrain.data.shard import Shard
 from posttrain.engine.forward import sequence_logprobs
 from posttrain.engine.objectives import ipo_sum, sequence_means
@@ -20,6 +20,7 @@ from posttrain.run.folder import write_json_atomic
 
 def run(context: PhaseContext, phase: PreferencePhase) -> PhaseOutcome:
     shard = Shard(context.dataset_folder(phase.dataset))
+    order = Samples(shard.mixture(context.recipe.seed))
     items = [pair_item(shard, number) for number in range(len(shard) // 2)]
     model = load_trainable(context, phase.model, phase.trainable, phase.name)
     # Before the first update, and before a checkpoint is restored: this is the phase's input state.
@@ -27,7 +28,7 @@ def run(context: PhaseContext, phase: PreferencePhase) -> PhaseOutcome:
     loop = TrainingLoop(context, phase.optimizer, phase.steps, model, context.fingerprint, "steps")
 
     for step in loop.remaining():
-        rows = rows_of_step(context.recipe.seed, step, phase.pairs_per_step, len(items))
+        rows = order.of_step(step, phase.pairs_per_step)
 
         def loss_sum(
             logprob_N: torch.Tensor, batch: MicroBatch, rows: list[int] = rows

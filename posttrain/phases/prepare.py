@@ -1,13 +1,14 @@
 """Prepare: every dataset of the phase, read, checked, rendered and committed, one after another."""
 
-from pathlib import Path
 from typing import Any
 
 from posttrain.chat.tokenizer import Tokenizer
-from posttrain.data.prepare import committed, prepare_dataset, spec_digest
+from posttrain.data.prepare import committed, content_key, link_dataset, prepare_dataset
+from posttrain.data.sources import local_files
 from posttrain.errors import PhaseFault, Stopped
+from posttrain.host.cache import cache_folder
 from posttrain.phases.context import PhaseContext, PhaseOutcome
-from posttrain.recipe.types import Dataset, JsonlSource, PreparePhase, WorldSource
+from posttrain.recipe.types import Dataset, PreparePhase, WorldSource
 from posttrain.run.folder import digest_file
 
 
@@ -16,17 +17,10 @@ def run(context: PhaseContext, phase: PreparePhase) -> PhaseOutcome:
     tokenizer = Tokenizer.load(base)
     described: dict[str, dict[str, Any]] = {}
     for dataset in phase.datasets:
-        if context.stop_requested():
-            raise Stopped(f"stopped in {phase.name} before dataset {dataset.name}; what is prepared stays")
+        key = content_key(dataset, context.recipe.chat, tokenizer, context.fingerprint)
         folder = context.folder.data / dataset.name
-        spec = spec_digest(dataset, context.recipe.chat, base / "tokenizer.json")
-        description = committed(folder, spec)
-        if description is None:
-            with context.progress(f"{phase.name}: {dataset.name}", expected_rows(dataset), "rows", 0) as progress:
-                description = prepare_dataset(
-                    dataset, context.recipe.chat, tokenizer, folder, spec, advance=progress.advance
-                )
-        described[dataset.name] = description
+        description = committed(folder, key)
+        described[dataset.name] = description or _make(context, dataset, tokenizer, key)
     counts = {
         f"{name}.{what}": count
         for name, description in described.items()
@@ -34,8 +28,9 @@ def run(context: PhaseContext, phase: PreparePhase) -> PhaseOutcome:
     }
     if not described:
         raise PhaseFault("it has no datasets; give it at least one, or leave the phase out")
+    shown = ("content", "counts", "faulty", "parts", "digest")
     details = {
-        "datasets": {name: {k: d[k] for k in ("content", "counts", "digest")} for name, d in described.items()},
+        "datasets": {name: {what: description[what] for what in shown} for name, description in described.items()},
         "sources": source_files(phase),
     }
     metrics = {name: float(value) for name, value in counts.items()}
@@ -43,10 +38,29 @@ def run(context: PhaseContext, phase: PreparePhase) -> PhaseOutcome:
     return PhaseOutcome(outputs, metrics, counts, details=details)
 
 
+def _make(context: PhaseContext, dataset: Dataset, tokenizer: Tokenizer, key: str) -> dict[str, Any]:
+    """Make the dataset in the cache, or find it there, and link it into the run."""
+    phase, made = context.folder.path.name, cache_folder() / "shards" / key
+    with context.progress(f"{phase}: {dataset.name}", expected_rows(dataset), "rows", 0) as progress:
+
+        def advance(rows: float) -> None:
+            progress.advance(rows)
+            if context.stop_requested():
+                raise Stopped(f"stopped in {phase} while preparing {dataset.name}; what is prepared stays")
+
+        advance(0)
+        workers = context.execution.threads
+        description = prepare_dataset(dataset, context.recipe.chat, tokenizer, made, key, workers, advance)
+    link_dataset(
+        made, context.folder.data / dataset.name, context.folder.path / "faulty_rows" / f"{dataset.name}.jsonl"
+    )
+    return description
+
+
 def source_files(phase: PreparePhase) -> list[dict[str, Any]]:
     """The local files that were read, as they are now: the pipeline compares with it later."""
     sources = [source for dataset in phase.datasets for source in dataset.sources]
-    paths = [Path(source.path).absolute() for source in sources if isinstance(source, JsonlSource)]
+    paths = [path.absolute() for source in sources for path in local_files(source)]
     return [
         {
             "path": str(path),

@@ -1,8 +1,11 @@
 """Supervised fine-tuning: cross entropy on the target tokens of a prepared dataset."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
-from posttrain.data.order import rows_of_step
+from posttrain.data.order import Samples
+from posttrain.data.packed_rows import PackedRows
 from posttrain.data.shard import Shard
 from posttrain.engine.objectives import sft_sum
 from posttrain.engine.packing import Item
@@ -10,17 +13,17 @@ from posttrain.engine.step import train_step
 from posttrain.phases.context import PhaseContext, PhaseOutcome
 from posttrain.phases.finish import save_state
 from posttrain.phases.loop import TrainingLoop, load_trainable
-from posttrain.recipe.types import SftPhase
+from posttrain.recipe.types import Batch, RowBatch, SampleBatch, SftPhase
 
 
 def run(context: PhaseContext, phase: SftPhase) -> PhaseOutcome:
     shard = Shard(context.dataset_folder(phase.dataset))
+    items_of_step = batches(shard, phase.batch, context.recipe.seed)
     model = load_trainable(context, phase.model, phase.trainable, phase.name)
     loop = TrainingLoop(context, phase.optimizer, phase.steps, model, context.fingerprint, "steps")
 
     for step in loop.remaining():
-        rows = rows_of_step(context.recipe.seed, step, phase.samples_per_step, len(shard))
-        items = [Item(np.empty(0, np.int32), (shard.tokens(row),), (shard.targets(row),)) for row in rows]
+        items = [sample_item(shard, samples) for samples in items_of_step(step)]
         report = train_step(
             model,
             loop.optimizer,
@@ -33,9 +36,35 @@ def run(context: PhaseContext, phase: SftPhase) -> PhaseOutcome:
             micro_batch_tokens=context.execution.micro_batch_tokens,
             step=step,
         )
-        loop.record(step, report)
+        loop.record(step, report, **filled(items, phase.batch))
 
     state, outputs = save_state(context, phase, model)
-    samples = phase.steps * phase.samples_per_step
-    counts = {"rows": len(shard), "samples_read": samples}
-    return PhaseOutcome(outputs, loop.summary() | {"epochs": samples / len(shard)}, counts, state)
+    read = sum(len(samples) for step in range(1, phase.steps + 1) for samples in items_of_step(step))
+    counts = {"rows": shard.num_rows, "samples": len(shard), "samples_read": read}
+    epochs = read / len(shard.mixture(context.recipe.seed))
+    return PhaseOutcome(outputs, loop.summary() | {"epochs": epochs}, counts, state)
+
+
+def batches(shard: Shard, batch: Batch, seed: int) -> Callable[[int], list[Sequence[int]]]:
+    """1-based step → its items, each a list of the shard's samples."""
+    mixture = shard.mixture(seed)
+    match batch:
+        case SampleBatch():
+            samples = Samples(mixture)
+            return lambda step: [[sample] for sample in samples.of_step(step, batch.samples)]
+        case RowBatch():
+            packed = PackedRows(mixture, shard.lengths(), batch.row_tokens)
+            return lambda step: [row.tolist() for row in packed.rows_of_step(step, batch.rows)]
+
+
+def sample_item(shard: Shard, samples: Sequence[int]) -> Item:
+    """Samples that are never split over micro-batches and do not see each other."""
+    tokens, targets = map(shard.tokens, samples), map(shard.targets, samples)
+    return Item(np.empty(0, np.int32), tuple(tokens), tuple(targets))
+
+
+def filled(items: Sequence[Item], batch: Batch) -> dict[str, float]:
+    """How full a step's rows are, where it counts rows."""
+    if not isinstance(batch, RowBatch):
+        return {}
+    return {"fill": sum(item.size for item in items) / (len(items) * batch.row_tokens)}

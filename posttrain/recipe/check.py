@@ -24,6 +24,7 @@ from posttrain.recipe.types import (
     PreferencePhase,
     PreparePhase,
     Recipe,
+    RowBatch,
     SftPhase,
 )
 
@@ -38,7 +39,7 @@ CONTENT_READ = {
 
 STEP_METRICS = ("loss", "gradient_norm", "learning_rate", "tokens", "target_tokens", "seconds")
 METRICS_BY_KIND = {
-    "sft": STEP_METRICS,
+    "sft": (*STEP_METRICS, "fill"),
     "preference": (*STEP_METRICS, "margin", "accuracy"),
     "grpo": (*STEP_METRICS, "reward", "reward_accuracy", "zero_spread_groups", "unscorable", "mean_new_tokens"),
 }
@@ -172,6 +173,11 @@ def _phase_faults(recipe: Recipe, index: int, phase: Phase) -> Iterator[str]:
         yield from _continue_faults(f"{path}.model", recipe, phase.model)
     if isinstance(phase, ExportPhase):
         yield from _export_faults(recipe, path, earlier, phase)
+    for dataset in phase.datasets if isinstance(phase, PreparePhase) else ():
+        yield from _cut_faults(f"{path}.datasets[{dataset.name}]", dataset)
+        yield from _weight_faults(f"{path}.datasets[{dataset.name}]", dataset)
+    if isinstance(phase, SftPhase) and isinstance(phase.batch, RowBatch):
+        yield from _row_faults(f"{path}.batch.row_tokens", earlier, phase.dataset, phase.batch)
     yield from _repeated(f"{path}.gates", (gate.name for gate in phase.gates))
     for gate in phase.gates:
         yield from _gate_faults(f"{path}.gates[{gate.name}]", recipe, phase, gate)
@@ -223,6 +229,27 @@ def _dataset_faults(recipe: Recipe, path: str, earlier: tuple[Phase, ...], phase
         else:
             reason = f"there is no such dataset{did_you_mean(dataset, ready)}"
         yield f"{path}.{field}: {dataset!r} is not allowed: {reason}; allowed: {', '.join(fitting) or 'none yet'}"
+
+
+def _cut_faults(path: str, dataset: Dataset) -> Iterator[str]:
+    if dataset.too_long == "cut_at_turn" and dataset.content != "conversations":
+        yield f"{path}.too_long: 'cut_at_turn' is not allowed: {dataset.content} have no turns to cut at; allowed: drop"
+
+
+def _weight_faults(path: str, dataset: Dataset) -> Iterator[str]:
+    weights = [getattr(getattr(source, "selection", None), "weight", None) for source in dataset.sources]
+    if any(weight is not None for weight in weights):
+        for place, weight in enumerate(weights):
+            if weight is None:
+                yield f"{path}.sources[{place}]: it has no weight and others have; give one to all sources or to none"
+
+
+def _row_faults(path: str, earlier: tuple[Phase, ...], name: str, batch: RowBatch) -> Iterator[str]:
+    """A row holds whole samples, so it must have room for the longest."""
+    for dataset in _datasets(earlier):
+        if dataset.name == name and dataset.max_tokens > batch.row_tokens:
+            least = f"its samples may have max_tokens={dataset.max_tokens}"
+            yield f"{path}: {batch.row_tokens} is too small for dataset {name!r}: {least}"
 
 
 def _continue_faults(path: str, recipe: Recipe, model: str) -> Iterator[str]:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Effort = Literal["low", "medium", "high"]
 Precision = Literal["float32", "bfloat16"]
 """Type of the matrix products (autocast); weights and optimizer state of trained tensors stay float32."""
 
@@ -83,7 +84,7 @@ class HarmonyFormat(Frozen):
     kind: Literal["harmony"]
     date: str
     knowledge_cutoff: str
-    reasoning_effort: Literal["low", "medium", "high"]
+    reasoning_effort: Effort
     """Of conversations that name none of their own."""
     identity: str
 
@@ -164,14 +165,145 @@ class WorldSource(Frozen):
     seed: int
 
 
-class JsonlSource(Frozen):
-    """Rows of a local JSONL file in the shape of the dataset's content (`data/rows.py`)."""
+RowFormat = Literal[
+    "rows",
+    "text",
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "prompt_only",
+    "prompt_completion",
+    "preference",
+    "unpaired_preference",
+    "stepwise",
+    "glaive",
+    "xlam",
+    "hermes",
+    "code_act",
+    "commitpackft",
+    "editpackft",
+    "hh_rlhf",
+    "code_feedback",
+    "gsm8k",
+    "arc",
+    "smoltalk",
+    "decision_table",
+    "rt_trace",
+]
+"""How a record's columns become a row: `posttrain/data/formats`, one file each; `rows` is our own shape."""
 
-    kind: Literal["jsonl"]
+
+class Selection(Frozen):
+    """Which good rows of a source are taken, and how often they come in the mixture."""
+
+    max_samples: Positive | None
+    """None takes every row. Counted after filters and without malformed rows, so that it is exact."""
+    seed: int | None
+    """A number draws `max_samples` rows at random, which come in the source's order; None takes the first ones."""
+    repeat: Positive
+    """How often the whole selection is read in one epoch; in a dataset with weights, at most."""
+    weight: Annotated[float, Field(gt=0)] | None
+    """Its share against the weights of the dataset's other sources; None in all lays them together as they are."""
+
+
+EVERY_ROW = Selection(max_samples=None, seed=None, repeat=1, weight=None)
+
+
+class OneOf(Frozen):
+    """Keep records whose column has one of these values; a dot goes into a nested field (`meta.game`)."""
+
+    kind: Literal["one_of"]
+    column: str
+    values: tuple[str | int | bool, ...]
+
+
+class TextLength(Frozen):
+    """Keep records whose column has so many characters."""
+
+    kind: Literal["text_length"]
+    column: str
+    at_least: Annotated[int, Field(ge=0)]
+    at_most: Annotated[int, Field(ge=0)] | None
+
+
+class Differs(Frozen):
+    """Keep records whose two columns differ, and differ in length by at most so many characters."""
+
+    kind: Literal["differs"]
+    first: str
+    second: str
+    at_most: Annotated[int, Field(ge=0)]
+
+
+Filter = Annotated[OneOf | TextLength | Differs, Field(discriminator="kind")]
+
+
+class FileSource(Frozen):
+    """Records of local files: `.jsonl`, `.csv`, `.parquet`, or `.txt` with a record per line that is not blank."""
+
+    kind: Literal["file"]
     path: str
+    """May be a pattern (`data/*.jsonl`): its files are read in sorted order, as one."""
+    format: RowFormat
+    filters: tuple[Filter, ...]
+    """All must hold; they look at the record before it is converted."""
+    selection: Selection
+    reasoning_effort: Effort | None
+    """Overrides the chat format's for these rows."""
 
 
-Source = Annotated[WorldSource | JsonlSource, Field(discriminator="kind")]
+class HubSource(Frozen):
+    """Records of a dataset on the Hugging Face hub, or of its copy below `POSTTRAIN_HUB_DIR`."""
+
+    kind: Literal["hub"]
+    repo: str
+    subset: str | None
+    split: str
+    revision: str | None
+    """A commit makes the run repeatable; None is the newest, whose commit the manifest records."""
+    files: str | None
+    """Data files inside the repository, where it declares no subsets of its own (`data/python/data.jsonl`)."""
+    format: RowFormat
+    filters: tuple[Filter, ...]
+    """All must hold; they look at the record before it is converted."""
+    selection: Selection
+    reasoning_effort: Effort | None
+    """Overrides the chat format's for these rows."""
+    optional: bool
+    """Whether the run may go on without it when it is gated or cannot be reached; a warning says so."""
+
+
+class DecisionTableSource(Frozen):
+    """Tasks of a decision table with the columns `prompt` and `q_action_0`, `q_action_1` and so on."""
+
+    kind: Literal["decision_table"]
+    path: str
+    """A file or pattern, as for `FileSource`."""
+    tau: Annotated[float, Field(gt=0)]
+    """Rewards are a softmax of the Q-values at this temperature; a table that has rewards is a `FileSource`."""
+    filters: tuple[Filter, ...]
+    """All must hold; they look at the record before it is converted."""
+    selection: Selection
+    reasoning_effort: Effort | None
+    """Overrides the chat format's for these rows."""
+
+
+class RegisteredSource(Frozen):
+    """Rows of a dataset built by `posttrain data build`."""
+
+    kind: Literal["registered"]
+    dataset: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}@[a-z0-9][a-z0-9._-]{0,63}$")]
+    """`name@version`."""
+    filters: tuple[Filter, ...]
+    """All must hold; they look at the row as it is stored."""
+    selection: Selection
+    reasoning_effort: Effort | None
+    """Overrides the chat format's for these rows."""
+
+
+Source = Annotated[
+    WorldSource | FileSource | HubSource | DecisionTableSource | RegisteredSource, Field(discriminator="kind")
+]
 
 
 class Dataset(Frozen):
@@ -179,7 +311,12 @@ class Dataset(Frozen):
     content: Literal["text", "conversations", "pairs", "tasks"]
     sources: tuple[Source, ...]
     max_tokens: Positive
-    """Longer rows are counted and dropped."""
+    """Of one sample."""
+    too_long: Literal["drop", "cut_at_turn"]
+    """What becomes of a longer row: it is left out, or a conversation loses its last turns. Both are counted."""
+    faulty_share: Share
+    """Share of rows that may be malformed, without a target, or impossible to render: they are left out and counted by
+    reason. One more stops the phase."""
 
 
 # ---------------------------------------------------------------- gates
@@ -212,6 +349,24 @@ class PreparePhase(PhaseBase):
     datasets: tuple[Dataset, ...]
 
 
+class SampleBatch(Frozen):
+    """A step reads so many samples."""
+
+    kind: Literal["samples"]
+    samples: Positive
+
+
+class RowBatch(Frozen):
+    """A step reads so many rows, each filled with whole samples that do not see each other."""
+
+    kind: Literal["rows"]
+    rows: Positive
+    row_tokens: Positive
+
+
+Batch = Annotated[SampleBatch | RowBatch, Field(discriminator="kind")]
+
+
 class SftPhase(PhaseBase):
     kind: Literal["sft"]
     model: str
@@ -219,7 +374,7 @@ class SftPhase(PhaseBase):
     dataset: str
     trainable: Trainable
     precision: Precision
-    samples_per_step: Positive
+    batch: Batch
     steps: Positive
     """The dataset is read in seeded epochs until so many steps are done."""
     optimizer: AdamW

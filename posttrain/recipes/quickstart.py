@@ -20,6 +20,7 @@ from posttrain.recipe.types import (
     PreferencePhase,
     PreparePhase,
     Recipe,
+    SampleBatch,
     Sampling,
     SftPhase,
     WorldSource,
@@ -124,7 +125,7 @@ def curriculum(
             dataset="tool_calls",
             trainable=Lora(kind="lora", rank=sizes.rank, alpha=2 * sizes.rank, targets=TARGETS),
             precision="float32",
-            samples_per_step=sizes.samples_per_step,
+            batch=SampleBatch(kind="samples", samples=sizes.samples_per_step),
             steps=sizes.tool_steps,
             optimizer=adamw(3e-3),
             gates=(loss_gate(sizes.tool_loss, sizes.tool_steps),),
@@ -138,7 +139,7 @@ def curriculum(
             dataset="agent",
             trainable=Lora(kind="lora", rank=2 * sizes.rank, alpha=4 * sizes.rank, targets=TARGETS),
             precision="float32",
-            samples_per_step=sizes.samples_per_step,
+            batch=SampleBatch(kind="samples", samples=sizes.samples_per_step),
             steps=sizes.agent_steps,
             optimizer=adamw(3e-3),
             gates=(loss_gate(sizes.agent_loss, sizes.agent_steps),),
@@ -224,7 +225,7 @@ def dataset(name: str, content: str, *worlds: tuple[str, int], seed: int, split:
     sources = tuple(
         WorldSource(kind="world", world=world, split=split, count=count, seed=seed) for world, count in worlds
     )
-    return Dataset(name=name, content=content, sources=sources, max_tokens=1024)
+    return Dataset(name=name, content=content, sources=sources, max_tokens=1024, too_long="drop", faulty_share=0.0)
 
 
 def evaluation(name: str, model: str, shots: int = 0) -> EvaluatePhase:

@@ -11,6 +11,7 @@ from posttrain.recipe.types import (
     MergePhase,
     PreparePhase,
     Recipe,
+    SampleBatch,
     SftPhase,
     WorldSource,
 )
@@ -55,7 +56,9 @@ def text_data(name: str, dataset: str, *worlds: tuple[str, int], seed: int) -> P
     return PreparePhase(
         kind="prepare",
         name=name,
-        datasets=(Dataset(name=dataset, content="text", sources=sources, max_tokens=1024),),
+        datasets=(
+            Dataset(name=dataset, content="text", sources=sources, max_tokens=1024, too_long="drop", faulty_share=0.0),
+        ),
         gates=(),
     )
 
@@ -68,7 +71,7 @@ def pretraining(name: str, model: str, dataset: str, steps: int, learning_rate: 
         dataset=dataset,
         trainable=FullParameters(kind="full"),
         precision="float32",
-        samples_per_step=128,
+        batch=SampleBatch(kind="samples", samples=128),
         steps=steps,
         optimizer=AdamW(
             learning_rate=learning_rate,

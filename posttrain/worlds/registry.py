@@ -6,7 +6,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from posttrain.errors import DataError
-from posttrain.worlds import agent, language, preferences, repair, tools, words
+from posttrain.worlds import (
+    agent,
+    answers,
+    decisions,
+    identity,
+    language,
+    preferences,
+    repair,
+    spelling,
+    tools,
+    words,
+)
 from posttrain.worlds.environment import Environment
 from posttrain.worlds.names import Split
 
@@ -20,10 +31,16 @@ MAKERS: dict[tuple[str, str], Maker] = {
     ("agent", "conversations"): agent.conversation,
     ("repair", "tasks"): repair.task,
     ("preferences", "pairs"): preferences.pair,
+    ("identity", "conversations"): identity.conversation,
+    ("spelling", "conversations"): spelling.conversation,
+    ("spelling", "tasks"): spelling.task,
 }
 ENVIRONMENTS: dict[str, Callable[[dict[str, Any]], Environment]] = {
     "tools": tools.ToolEnvironment,
     "repair": repair.RepairEnvironment,
+    "answers": answers.AnswerEnvironment,
+    "decisions": decisions.DecisionEnvironment,
+    "spelling": spelling.SpellingEnvironment,
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.data.prepare import prepare_dataset
-from posttrain.recipe.types import Dataset, Execution, JsonlSource
+from posttrain.recipe.types import EVERY_ROW, Dataset, Execution, FileSource
 from posttrain.recipes.quickstart import CHAT
 from posttrain.run.folder import ASSETS
 from tests.end_to_end.runs import posttrain
@@ -40,10 +40,13 @@ def test_the_example_recipe_runs_as_it_stands(tmp_path: Path) -> None:
 def test_the_example_rows_are_read_and_rendered(content: str, number: int, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(blocks("json")[number])
-    source = JsonlSource(kind="jsonl", path=str(rows))
-    dataset = Dataset.model_validate({"name": "own", "content": content, "sources": (source,), "max_tokens": 999})
+    source = FileSource(
+        kind="file", path=str(rows), format="rows", filters=(), selection=EVERY_ROW, reasoning_effort=None
+    )
+    limits = {"max_tokens": 999, "too_long": "drop", "faulty_share": 0.0}
+    dataset = Dataset.model_validate({"name": "own", "content": content, "sources": (source,), **limits})
     tokenizer = Tokenizer.load(ASSETS / "tiny_base")
-    made = prepare_dataset(dataset, CHAT, tokenizer, tmp_path / "own", "any", lambda amount: None)
+    made = prepare_dataset(dataset, CHAT, tokenizer, tmp_path / "own", "any", 1, lambda rows: None)
     assert made["counts"]["rows"] == 1 and made["counts"]["target_tokens"] > 0
 
 

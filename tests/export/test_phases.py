@@ -44,6 +44,8 @@ TASKS = Dataset(
     content="tasks",
     sources=(WorldSource(kind="world", world="tools", split="heldout", count=6, seed=1),),
     max_tokens=512,
+    too_long="drop",
+    faulty_share=0.0,
 )
 PREPARE = PreparePhase(kind="prepare", name="prepare", gates=(), datasets=(TASKS,))
 MERGE = MergePhase(kind="merge", name="merge", gates=(), model="sft", dtype="bfloat16")

@@ -16,7 +16,7 @@ from posttrain.recipe.types import (
 
 def dataset(name: str, world: str, content: str, count: int, seed: int) -> Dataset:
     source = WorldSource(kind="world", world=world, split="train", count=count, seed=seed)
-    return Dataset(name=name, content=content, sources=(source,), max_tokens=4096)  # type: ignore[arg-type]
+    return Dataset(name=name, content=content, sources=(source,), max_tokens=4096, too_long="drop", faulty_share=0.0)  # type: ignore[arg-type]
 
 
 def gate(name: str, least: int, hard: bool) -> Gate:

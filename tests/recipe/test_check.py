@@ -10,7 +10,7 @@ from posttrain.errors import InputError, RecipeError
 from posttrain.recipe.difference import difference
 from posttrain.recipe.flags import flags_of
 from posttrain.recipe.load import FoundRecipe, find, shipped_names
-from posttrain.recipe.types import GemmaFormat, Recipe, TemplateFormat
+from posttrain.recipe.types import Dataset, FileSource, GemmaFormat, Recipe, RowBatch, Selection, TemplateFormat
 from posttrain.recipes.smoke import smoke
 from posttrain.recipes.tiny_base import tiny_base
 from posttrain.run import recipe_file
@@ -129,6 +129,31 @@ def test_a_parameter_that_cannot_be_a_flag_is_refused() -> None:
 
     with pytest.raises(RecipeError, match="'steps': it has no default"):
         flags_of(without_default)
+
+
+def test_data_that_a_phase_cannot_read_as_asked_is_named() -> None:
+    data = first("prepare")
+    train = first("sft")
+    weighed = Selection(max_samples=None, seed=None, repeat=1, weight=2.0)
+    file = FileSource(kind="file", path="x", format="rows", filters=(), selection=weighed, reasoning_effort=None)
+    datasets = []
+    for dataset in data.datasets:
+        fields = dict(dataset.__dict__)
+        if dataset.content == "pairs":
+            fields["too_long"] = "cut_at_turn"
+        if dataset.name == train.dataset:
+            fields["sources"] = (*dataset.sources, file)
+        datasets.append(Dataset(**fields))
+    batch = RowBatch(kind="rows", rows=2, row_tokens=1000)
+    with pytest.raises(RecipeError) as refused:
+        build(changed(**{data.name: {"datasets": tuple(datasets)}, train.name: {"batch": batch}}))
+    message = str(refused.value)
+    assert (
+        "phases[data].datasets[pairs].too_long: 'cut_at_turn' is not allowed: pairs have no turns to cut at" in message
+    )
+    assert f"phases[data].datasets[{train.dataset}].sources[0]: it has no weight and others have" in message
+    small = f"phases[{train.name}].batch.row_tokens: 1000 is too small for dataset '{train.dataset}'"
+    assert f"{small}: its samples may have max_tokens=1024" in message
 
 
 def test_the_chat_format_is_one_of_three_and_fits_the_base() -> None:

@@ -3,15 +3,18 @@
 from typing import Annotated
 
 from posttrain.recipe.types import (
+    EVERY_ROW,
     AdamW,
     Dataset,
+    FileSource,
     FolderBase,
     Gate,
     HarmonyFormat,
-    JsonlSource,
     Lora,
     PreparePhase,
     Recipe,
+    RowBatch,
+    SampleBatch,
     SftPhase,
     Source,
     WorldSource,
@@ -22,10 +25,15 @@ def small_sft(
     rows: Annotated[str, "JSONL file of conversations; generated where empty"] = "",
     learning_rate: Annotated[float, "Learning rate"] = 1e-3,
     loss_limit: Annotated[float, "The hard gate's limit"] = 100.0,
+    row_tokens: Annotated[int, "Tokens of a row, two of which are a batch; 0 counts two samples"] = 0,
 ) -> Recipe:
     """Prepare and train, nothing else."""
     generated = WorldSource(kind="world", world="tools", split="train", count=8, seed=0)
-    source: Source = JsonlSource(kind="jsonl", path=rows) if rows else generated
+    source: Source = (
+        FileSource(kind="file", path=rows, format="rows", filters=(), selection=EVERY_ROW, reasoning_effort=None)
+        if rows
+        else generated
+    )
     gate = Gate(
         name="loss",
         metric="loss",
@@ -47,7 +55,9 @@ def small_sft(
         warmup_share=0.0,
         final_share=1.0,
     )
-    dataset = Dataset(name="own", content="conversations", sources=(source,), max_tokens=1024)
+    dataset = Dataset(
+        name="own", content="conversations", sources=(source,), max_tokens=1024, too_long="drop", faulty_share=0.0
+    )
     train = SftPhase(
         kind="sft",
         name="train",
@@ -55,14 +65,16 @@ def small_sft(
         dataset="own",
         trainable=Lora(kind="lora", rank=2, alpha=4, targets=("q_proj", "experts")),
         precision="float32",
-        samples_per_step=2,
+        batch=RowBatch(kind="rows", rows=2, row_tokens=row_tokens)
+        if row_tokens
+        else SampleBatch(kind="samples", samples=2),
         steps=3,
         optimizer=optimizer,
         gates=(gate,),
     )
     return Recipe(
         name="small_sft",
-        flags={"rows": rows, "learning_rate": learning_rate, "loss_limit": loss_limit},
+        flags={"rows": rows, "learning_rate": learning_rate, "loss_limit": loss_limit, "row_tokens": row_tokens},
         seed=0,
         base=FolderBase(kind="folder", path="shipped:tiny"),
         chat=HarmonyFormat(

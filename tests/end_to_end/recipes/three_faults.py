@@ -12,7 +12,9 @@ def three_faults() -> Recipe:
     kept = {name: getattr(train, name) for name in SftPhase.model_fields}
     optimizer = {name: getattr(train.optimizer, name) for name in AdamW.model_fields}
     source = WorldSource(kind="world", world="tools", split="helout", count=8, seed=0)
-    dataset = Dataset(name="own", content="conversations", sources=(source,), max_tokens=1024)
+    dataset = Dataset(
+        name="own", content="conversations", sources=(source,), max_tokens=1024, too_long="drop", faulty_share=0.0
+    )
     return Recipe(
         name="three_faults",
         flags={},

@@ -13,6 +13,8 @@ from pydantic import ValidationError
 from posttrain.chat.conversation import Conversation
 from posttrain.chat.render import Rendered, Renderer, renderer
 from posttrain.chat.tokenizer import Tokenizer
+from posttrain.data.formats import messages
+from posttrain.data.formats.format import BadRow
 from posttrain.data.rows import ConversationRow
 from posttrain.errors import ChatFormatError, DataError, InputError, ModelError
 from posttrain.recipe.types import ChatFormat, GemmaFormat, HarmonyFormat, TemplateFormat
@@ -71,7 +73,7 @@ def _format(given: dict[str, Any]) -> ChatFormat:
 
 
 def _conversations(file: Path) -> Iterator[tuple[int, Conversation]]:
-    """Every line's conversation: a row of content `conversations`, or the conversation alone."""
+    """Every line's conversation: a row of content `conversations`, a conversation alone, or OpenAI's messages."""
     number = 0
     try:
         with open(file, encoding="utf-8") as lines:
@@ -82,6 +84,8 @@ def _conversations(file: Path) -> Iterator[tuple[int, Conversation]]:
     except ValidationError as error:
         reasons = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'row'}: {one['msg']}" for one in error.errors())
         raise DataError(f"{file} row {number}: {reasons}") from None
+    except BadRow as error:
+        raise DataError(f"{file} row {number}: {error}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 after row {number}: {error.reason}") from None
     except (ValueError, RecursionError) as error:
@@ -93,7 +97,15 @@ def _conversations(file: Path) -> Iterator[tuple[int, Conversation]]:
 def _conversation(value: Any) -> Conversation:
     if isinstance(value, dict) and "conversation" in value:
         return ConversationRow.model_validate(value).conversation
+    if isinstance(value, dict) and not _is_ours(value.get("messages")):
+        return messages.conversation(value)
     return Conversation.model_validate(value)
+
+
+def _is_ours(said: Any) -> bool:
+    """Whether a list of messages has fields that OpenAI's messages have not."""
+    ours = {"channel", "recipient", "sender"}
+    return isinstance(said, list) and any(isinstance(one, dict) and ours & one.keys() for one in said)
 
 
 def _print_json(chat: Renderer, number: int, sample: Rendered) -> None:

@@ -98,6 +98,16 @@ def test_the_document_shows_what_works(render: Render) -> None:
 
 
 USER = {"role": "user", "content": "x"}
+SAID = {"role": "assistant", "content": "y"}
+
+
+def test_openais_messages_are_read_with_their_calls(render: Render) -> None:
+    made = {"type": "function", "id": "1", "function": {"name": "f", "arguments": '{"n": 1}'}}
+    spoken = [USER, {"role": "assistant", "tool_calls": [made]}, {"role": "tool", "tool_call_id": "1", "content": "2"}]
+    done = render([{"messages": [*spoken, SAID]}], *HARMONY)
+    assert "⟦ to=functions.f<|channel|>commentary <|constrain|>json<|message|>" in done.output
+    assert "<|start|>functions.f to=assistant<|channel|>commentary<|message|>2<|end|>" in done.output
+    assert "⟦<|channel|>final<|message|>y<|return|>⟧" in done.output
 
 
 @pytest.mark.parametrize(
@@ -106,11 +116,15 @@ USER = {"role": "user", "content": "x"}
         ([], HARMONY, "rows.jsonl: there is no row in it"),
         ([ROW, "{"], HARMONY, "rows.jsonl row 2: not JSON"),
         ([ROW, ""], HARMONY, "rows.jsonl row 2: not JSON"),
-        ([{"messages": [{"role": "user"}]}], HARMONY, "rows.jsonl row 1: messages.0.content: Field required"),
+        ([{"messages": [{"role": "user"}]}], HARMONY, "rows.jsonl row 1: messages[0].content: is empty"),
+        ([{"messages": [{"role": "user", "channel": "final"}]}], HARMONY, "row 1: messages.0.content: Field required"),
+        ([{"messages": []}], HARMONY, "rows.jsonl row 1: messages: is empty"),
+        ([{"messages": 3}], HARMONY, "rows.jsonl row 1: messages"),
         ([{"conversation": ROW}], HARMONY, "rows.jsonl row 1: id: Field required"),
         ([["x"]], HARMONY, "rows.jsonl row 1: row: Input should be a valid dictionary"),
-        ([{"messages": [USER]}], HARMONY, "rows.jsonl row 1: nothing in it is learned"),
-        ([{"messages": [USER, {"role": "assistant", "content": "y"}]}], HARMONY, "row 1: message 1 (assistant) has no"),
+        ([{"messages": [USER]}], HARMONY, "rows.jsonl row 1: messages: the assistant says nothing in it"),
+        ([{"messages": [USER, {**SAID, "train": False}]}], HARMONY, "row 1: nothing in it is learned"),
+        ([{"id": "a", "conversation": {"messages": [USER, SAID]}}], HARMONY, "row 1: message 1 (assistant) has no"),
         ([ROW], ("--renderer", "gemma", "--model", "shipped:tiny"), "no special token <bos>"),
         ([ROW], ("--renderer", "harmony", "--model", "nowhere"), "--model nowhere: there is no such folder"),
         ([ROW], ("--renderer", "harmony", "--model", "."), "tokenizer.json does not exist"),

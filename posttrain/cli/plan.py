@@ -127,7 +127,8 @@ def describe(phase: Phase) -> str:
             return f"{phase.model} to {phase.dtype}"
         case EvaluatePhase():
             shots = f", {phase.shots} shots" if phase.shots else ""
-            return f"{phase.model} on {', '.join(phase.datasets)}{shots}"
+            vote = f", vote of {phase.vote.samples} samples" if phase.vote else ""
+            return f"{phase.model} on {', '.join(phase.datasets)}{shots}{vote}"
         case ExportPhase():
             return f"best of {', '.join(one.model for one in phase.candidates)} as {', '.join(phase.formats)}"
     raise AssertionError(phase)

@@ -1,4 +1,4 @@
-"""Evaluation of one model state: tasks as greedy episodes, pairs by their log-probability margin."""
+"""Evaluation of one model state: tasks as episodes, once or by majority vote, pairs by their margin."""
 
 import itertools
 from collections import Counter
@@ -13,12 +13,13 @@ from posttrain.data.shard import Shard
 from posttrain.engine.model import load_model
 from posttrain.phases.context import PhaseContext, PhaseOutcome
 from posttrain.phases.preference import margins, pair_item
-from posttrain.recipe.types import EvaluatePhase
-from posttrain.rollout.episodes import run_episodes, seed_of
+from posttrain.recipe.types import EvaluatePhase, Vote
+from posttrain.rollout.episodes import Episode, run_episodes, seed_of
 from posttrain.rollout.sampler import Sampler
 from posttrain.run import faults
 from posttrain.run.folder import write_atomic
 from posttrain.run.journal import as_line
+from posttrain.scoring.votes import majority, pass_at
 
 
 def run(context: PhaseContext, phase: EvaluatePhase) -> PhaseOutcome:
@@ -46,23 +47,61 @@ def answer_tasks(
     tasks = [shard.row(number) for number in range(shard.num_rows)]
     # The first rows of the set serve as solved examples and are then not asked.
     shots, asked = tasks[: phase.shots], tasks[phase.shots :]
-    seeds = [seed_of(context.recipe.seed, "evaluate", name, task["id"]) for task in asked]
-    with context.progress(f"{phase.name}: {name}", len(asked), "episodes", 0) as progress:
-        episodes = run_episodes(sampler, render, asked, seeds, phase.sampling, shots, advance=progress.advance)
-    return [
+    samples = phase.vote.samples if phase.vote else 1
+    repeated = [task for task in asked for _ in range(samples)]
+    seeds = [
+        seed_of(context.recipe.seed, "evaluate", name, task["id"], number)
+        for task in asked
+        for number in range(samples)
+    ]
+    with context.progress(f"{phase.name}: {name}", len(repeated), "episodes", 0) as progress:
+        episodes = run_episodes(sampler, render, repeated, seeds, phase.sampling, shots, advance=progress.advance)
+    if phase.vote is None:
+        return [as_answer(episode, name, render) for episode in episodes]
+    groups = [episodes[at : at + samples] for at in range(0, len(episodes), samples)]
+    return [as_voted_answer(group, phase.vote, name, render) for group in groups]
+
+
+def as_answer(episode: Episode, name: str, render: Renderer) -> dict[str, Any]:
+    """An episode as its line in answers.jsonl."""
+    score = episode.score
+    assert score is not None
+    return {
+        "id": episode.task["id"],
+        "dataset": name,
+        "prompt": render.text(episode.prompt),
+        "completion": render.text(episode.tokens),
+        "score": score.value,
+        "parts": score.parts,
+        "reason": score.reason,
+        "ended": episode.ended,
+    }
+
+
+def as_voted_answer(group: list[Episode], vote: Vote, name: str, render: Renderer) -> dict[str, Any]:
+    """A task's episodes as one line: the first that gave the winning answer, with what all of them say beside it."""
+    scores = [episode.score for episode in group if episode.score is not None]
+    answers = [score.answer for score in scores]
+    winner = majority(answers)
+    line = as_answer(group[answers.index(winner)] if winner is not None else group[0], name, render)
+    if winner is None:
+        line |= {"score": None, "reason": f"none of {vote.samples} samples has an answer"}
+    known = [score.value for score in scores if score.value is not None]
+    passed = sum(value >= vote.pass_mark for value in known)
+    parts = {f"pass@{k}": pass_at(k, vote.samples, passed) for k in vote.pass_at}
+    if known:
+        parts |= {"mean": sum(known) / len(known), "agreement": answers.count(winner) / vote.samples}
+    samples = [
         {
-            "id": episode.task["id"],
-            "dataset": name,
-            "prompt": render.text(episode.prompt),
+            "answer": score.answer,
+            "score": score.value,
+            "reason": score.reason,
             "completion": render.text(episode.tokens),
-            "score": episode.score.value,
-            "parts": episode.score.parts,
-            "reason": episode.score.reason,
             "ended": episode.ended,
         }
-        for episode in episodes
-        if episode.score is not None
+        for episode, score in zip(group, scores, strict=True)
     ]
+    return {**line, "parts": {**line["parts"], **parts}, "samples": samples}
 
 
 def answer_pairs(
@@ -103,4 +142,10 @@ def means(answers: list[dict[str, Any]]) -> dict[str, float]:
 def counts(answers: list[dict[str, Any]]) -> dict[str, int]:
     asked = Counter(f"{answer['dataset']}.asked" for answer in answers)
     unscorable = Counter(f"{answer['dataset']}.unscorable" for answer in answers if answer["score"] is None)
-    return dict(asked | unscorable)
+    samples = Counter(
+        f"{answer['dataset']}.unscorable_samples"
+        for answer in answers
+        for sample in answer.get("samples", ())
+        if sample["score"] is None
+    )
+    return dict(asked | unscorable | samples)

@@ -26,6 +26,7 @@ from posttrain.recipe.types import (
     Recipe,
     RowBatch,
     SftPhase,
+    Vote,
 )
 
 CONTENT_READ = {
@@ -178,12 +179,22 @@ def _phase_faults(recipe: Recipe, index: int, phase: Phase) -> Iterator[str]:
         yield from _weight_faults(f"{path}.datasets[{dataset.name}]", dataset)
     if isinstance(phase, SftPhase) and isinstance(phase.batch, RowBatch):
         yield from _row_faults(f"{path}.batch.row_tokens", earlier, phase.dataset, phase.batch)
+    if isinstance(phase, EvaluatePhase) and phase.vote:
+        yield from _vote_faults(path, phase, phase.vote)
     yield from _repeated(f"{path}.gates", (gate.name for gate in phase.gates))
     for gate in phase.gates:
         yield from _gate_faults(f"{path}.gates[{gate.name}]", recipe, phase, gate)
     for field, values in _required(phase):
         if not values:
             yield f"{path}.{field}: empty; at least one is needed"
+
+
+def _vote_faults(path: str, phase: EvaluatePhase, vote: Vote) -> Iterator[str]:
+    if phase.sampling.temperature == 0:
+        yield f"{path}.sampling.temperature: 0 gives {vote.samples} equal samples; a vote needs a higher one"
+    for k in vote.pass_at:
+        if k > vote.samples:
+            yield f"{path}.vote.pass_at: {k} is more than the {vote.samples} samples of a task"
 
 
 def _required(phase: Phase) -> Iterator[tuple[str, tuple[Any, ...]]]:

@@ -429,12 +429,24 @@ class GrpoPhase(PhaseBase):
     optimizer: AdamW
 
 
+class Vote(Frozen):
+    """Each task is answered several times; the answer most often given counts, of equals the lowest."""
+
+    samples: Annotated[int, Field(ge=2)]
+    pass_mark: float
+    """A sample whose score reaches it passes."""
+    pass_at: tuple[Positive, ...]
+    """Each k gives a part `pass@k`: the chance that of k samples at least one passes, estimated from all."""
+
+
 class EvaluatePhase(PhaseBase):
     kind: Literal["evaluate"]
     model: str
     datasets: tuple[str, ...]
     shots: Annotated[int, Field(ge=0)]
     """Solved training examples put in front of each task (few-shot)."""
+    vote: Vote | None
+    """None asks each task once."""
     sampling: Sampling
     precision: Precision
 

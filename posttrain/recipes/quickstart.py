@@ -235,6 +235,7 @@ def evaluation(name: str, model: str, shots: int = 0) -> EvaluatePhase:
         model=model,
         datasets=("tools", "repair", "preferences") if not shots else ("tools", "repair"),
         shots=shots,
+        vote=None,
         sampling=Sampling(temperature=0.0, top_p=1.0, max_new_tokens=96, max_turns=2),
         precision="float32",
         gates=(),

@@ -10,3 +10,5 @@ class Score:
     value: float | None
     parts: dict[str, float] = field(default_factory=dict)
     reason: str | None = None
+    answer: str | None = None
+    """What was answered, in a form equal for equal answers: what a majority vote counts. None has no vote."""

@@ -1,20 +1,41 @@
 """Decision tables: an action is named in brackets, and the table says what it is worth."""
 
-import re
+import random
 from typing import Any
 
-from posttrain.chat.conversation import Message
+from posttrain.chat.conversation import Conversation, Message
 from posttrain.scoring.calls import final_text
+from posttrain.scoring.decisions import score_decision
 from posttrain.scoring.score import Score
 
-ACTION = re.compile(r"\[(\d+)\]")
+
+def _said(action: int) -> Message:
+    return Message(role="assistant", channel="final", content=f"[{action}]")
+
+
+def decision_task(prompt: Conversation, reference: dict[str, Any]) -> dict[str, Any]:
+    """A task row; the reference holds `rewards` and may hold `q_values`. The solution is the lowest best action."""
+    values = reference.get("q_values", reference["rewards"])
+    return {
+        "world": "decisions",
+        "prompt": prompt.model_dump(),
+        "reference": reference,
+        "solution": [_said(values.index(max(values))).model_dump()],
+    }
+
+
+def open_choice(rng: random.Random, row: dict[str, Any]) -> dict[str, Any]:
+    """A task as a conversation in which any action is taken: it teaches how to answer, and nothing of what."""
+    answer = _said(rng.randrange(len(row["reference"]["rewards"])))
+    prompt = row["prompt"]
+    return {"conversation": {**prompt, "messages": [*prompt["messages"], answer.model_dump()]}}
 
 
 class DecisionEnvironment:
-    """One turn; the action is the last `[n]` of the final message. None, or one that is not there: unscorable."""
+    """One turn; nothing but the final message is read."""
 
     def __init__(self, row: dict[str, Any]) -> None:
-        self.rewards: list[float] = row["reference"]["rewards"]
+        self.reference = row["reference"]
         self.spoken: list[Message] = []
 
     def respond(self, messages: list[Message]) -> list[Message]:
@@ -22,12 +43,4 @@ class DecisionEnvironment:
         return []
 
     def score(self) -> Score:
-        named = ACTION.findall(final_text(self.spoken))
-        if not named:
-            return Score(value=None, reason="no action such as [0] in the final message")
-        action = int(named[-1])
-        if action >= len(self.rewards):
-            return Score(value=None, reason=f"action {action} of {len(self.rewards)}")
-        best = max(self.rewards)
-        parts = {"reward": self.rewards[action], "optimal": float(self.rewards[action] == best)}
-        return Score(value=parts["reward"], parts=parts)
+        return score_decision(self.reference, final_text(self.spoken))

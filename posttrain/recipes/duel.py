@@ -1,0 +1,22 @@
+"""Reinforcement learning on a card game whose optimal policy is known: the high-card duel."""
+
+from typing import Annotated
+
+from posttrain.recipe.types import Recipe
+from posttrain.recipes.tes import curriculum, generated, tiny
+
+
+def duel(
+    seed: Annotated[int, "Seed of data, order, adapter and sampling"] = 0,
+    cases: Annotated[int, "Held-out hands to evaluate on"] = 200,
+) -> Recipe:
+    """GRPO on the chips that were really won, on the tiny base, between two evaluations by majority vote."""
+    return curriculum(
+        "duel",
+        {"seed": seed, "cases": cases},
+        seed,
+        "duel",
+        generated("duel", "train", 4000, seed),
+        generated("duel", "heldout", cases, seed),
+        tiny(grpo_steps=60, reward={"reward": 1.0}),
+    )

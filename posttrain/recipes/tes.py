@@ -1,0 +1,220 @@
+"""Reinforcement learning on decision tables: thermal energy storage, or any table of Q-values."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from posttrain.recipe.types import (
+    AdamW,
+    Base,
+    Candidate,
+    ContinueAdapter,
+    Dataset,
+    DecisionTableSource,
+    EvaluatePhase,
+    ExportPhase,
+    FolderBase,
+    GrpoPhase,
+    HarmonyFormat,
+    Lora,
+    Phase,
+    PreparePhase,
+    Recipe,
+    Sampling,
+    SftPhase,
+    Source,
+    Vote,
+    WorldSource,
+)
+from posttrain.recipes._hub import take
+from posttrain.recipes.quickstart import CHAT, TARGETS, adamw
+
+TAU = 0.05
+MAJORITY = Vote(samples=10, pass_mark=0.5, pass_at=(1, 10))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What differs between the tiny base and a model that can already answer."""
+
+    base: Base
+    chat: HarmonyFormat
+    adapter: Lora
+    opening_rows: int
+    """Conversations that show how an action is named, each with any action; 0 leaves the phase out."""
+    opening_steps: int
+    samples_per_step: int
+    max_tokens: int
+    grpo_steps: int
+    groups_per_step: int
+    group_size: int
+    reward: dict[str, float]
+    sampling: Sampling
+    optimizer: AdamW
+    precision: str
+    dtype: str
+    gguf_type: str
+
+
+def tiny(grpo_steps: int, reward: dict[str, float]) -> Sizes:
+    return Sizes(
+        base=FolderBase(kind="folder", path="shipped:tiny"),
+        chat=CHAT,
+        adapter=Lora(kind="lora", rank=16, alpha=32, targets=TARGETS),
+        opening_rows=800,
+        opening_steps=50,
+        samples_per_step=16,
+        max_tokens=1024,
+        grpo_steps=grpo_steps,
+        groups_per_step=32,
+        group_size=16,
+        reward=reward,
+        sampling=Sampling(temperature=1.0, top_p=1.0, max_new_tokens=12, max_turns=1),
+        optimizer=adamw(1e-3),
+        precision="float32",
+        dtype="float32",
+        gguf_type="f32",
+    )
+
+
+LARGE = Sizes(
+    base=FolderBase(kind="folder", path="openai/gpt-oss-20b"),
+    chat=CHAT.model_copy(update={"reasoning_effort": "medium"}),
+    adapter=Lora(kind="lora", rank=4, alpha=8, targets=TARGETS),
+    opening_rows=0,
+    opening_steps=0,
+    samples_per_step=0,
+    max_tokens=1000,
+    grpo_steps=200,
+    groups_per_step=4,
+    group_size=16,
+    reward={"reward": 1.0},
+    sampling=Sampling(temperature=1.0, top_p=1.0, max_new_tokens=4000, max_turns=1),
+    optimizer=adamw(5e-5),
+    precision="bfloat16",
+    dtype="bfloat16",
+    gguf_type="bf16",
+)
+
+
+def tes(
+    seed: Annotated[int, "Seed of data, order, adapter and sampling"] = 0,
+    quick_test: Annotated[bool, "The tiny base and a small plant, on a laptop"] = False,
+    table: Annotated[str, "CSV with prompts and Q-values to train on, in place of generated days"] = "",
+    heldout_table: Annotated[str, "CSV to evaluate on, with --table"] = "",
+    cases: Annotated[int, "Held-out decisions to evaluate on, where days are generated"] = 200,
+) -> Recipe:
+    """Decision tables → Boltzmann rewards → GRPO → majority-vote evaluation → export."""
+    flags: dict[str, str | int | float | bool | None] = {
+        "seed": seed,
+        "quick_test": quick_test,
+        "table": table,
+        "heldout_table": heldout_table,
+        "cases": cases,
+    }
+    sizes = tiny(grpo_steps=60, reward={"reward": 1.0}) if quick_test else LARGE
+    world = "tes_small" if quick_test else "tes"
+    training = _table(table) if table else generated(world, "train", 4000, seed)
+    heldout = _table(heldout_table) if table else generated(world, "heldout", cases, seed)
+    return curriculum("tes", flags, seed, world, training, heldout, sizes)
+
+
+def _table(path: str) -> Source:
+    return DecisionTableSource(
+        kind="decision_table", path=path, tau=TAU, filters=(), selection=take(None, None), reasoning_effort=None
+    )
+
+
+def generated(world: str, split: str, count: int, seed: int) -> Source:
+    return WorldSource(kind="world", world=world, split=split, count=count, seed=seed)
+
+
+def curriculum(
+    name: str,
+    flags: dict[str, str | int | float | bool | None],
+    seed: int,
+    world: str,
+    training: Source,
+    heldout: Source,
+    sizes: Sizes,
+) -> Recipe:
+    """GRPO on decisions between two evaluations by majority vote; the tiny base first learns to name an action."""
+    sets = [dataset("decisions", "tasks", training, sizes), dataset("heldout", "tasks", heldout, sizes)]
+    before, opening = "base", list[Phase]()
+    if sizes.opening_rows:
+        sets.append(
+            dataset("opening", "conversations", generated(world, "train", sizes.opening_rows, seed + 1), sizes)
+        )
+        before, opening = "opening_sft", [opening_sft(sizes)]
+    phases: tuple[Phase, ...] = (
+        PreparePhase(kind="prepare", name="data", datasets=tuple(sets), gates=()),
+        *opening,
+        evaluation(before, sizes),
+        GrpoPhase(
+            kind="grpo",
+            name="grpo",
+            model=before,
+            dataset="decisions",
+            trainable=ContinueAdapter(kind="continue") if opening else sizes.adapter,
+            precision=sizes.precision,
+            objective="dr_grpo",
+            groups_per_step=sizes.groups_per_step,
+            group_size=sizes.group_size,
+            steps=sizes.grpo_steps,
+            updates_per_rollout=1,
+            clip_low=0.2,
+            clip_high=0.2,
+            reward=sizes.reward,
+            pass_mark=MAJORITY.pass_mark,
+            sampling=sizes.sampling,
+            optimizer=sizes.optimizer,
+            gates=(),
+        ),
+        evaluation("grpo", sizes),
+        ExportPhase(
+            kind="export",
+            name="export",
+            candidates=(Candidate(model="grpo", evaluation="eval_grpo"),),
+            metrics=("heldout.score",),
+            formats=("adapter", "hf", "gguf"),
+            dtype=sizes.dtype,
+            gguf_type=sizes.gguf_type,
+            verify_dataset="heldout",
+            verify_prompts=20,
+            tolerance_logits=1e-4,
+            gates=(),
+        ),
+    )
+    return Recipe(name=name, flags=flags, seed=seed, base=sizes.base, chat=sizes.chat, phases=phases)
+
+
+def dataset(name: str, content: str, source: Source, sizes: Sizes) -> Dataset:
+    return Dataset(name=name, content=content, sources=(source,), max_tokens=sizes.max_tokens)
+
+
+def opening_sft(sizes: Sizes) -> SftPhase:
+    return SftPhase(
+        kind="sft",
+        name="opening_sft",
+        model="base",
+        dataset="opening",
+        trainable=sizes.adapter,
+        precision=sizes.precision,
+        samples_per_step=sizes.samples_per_step,
+        steps=sizes.opening_steps,
+        optimizer=adamw(3e-3),
+        gates=(),
+    )
+
+
+def evaluation(model: str, sizes: Sizes) -> EvaluatePhase:
+    return EvaluatePhase(
+        kind="evaluate",
+        name=f"eval_{model.removesuffix('_sft')}",
+        model=model,
+        datasets=("heldout",),
+        shots=0,
+        vote=MAJORITY,
+        sampling=sizes.sampling,
+        precision=sizes.precision,
+        gates=(),
+    )

@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from posttrain.data.hub import MIRROR
 from posttrain.errors import ModelError
 from posttrain.phases.context import ModelState
-from posttrain.recipe.types import FolderBase, FreshBase, Recipe
+from posttrain.recipe.types import FolderBase, FreshBase, HubBase, Recipe
 from posttrain.run.folder import (
     RunFolder,
     digest_file,
@@ -20,6 +21,7 @@ from posttrain.run.folder import (
 
 FRESH = "base"
 """Where a fresh base's configuration and vocabulary lie, relative to the run folder."""
+MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
 CACHE = "base.json"
 """Where the base was found, and the digests of its files."""
 
@@ -30,6 +32,10 @@ def resolve_base(recipe: Recipe, run: RunFolder) -> ModelState:
         asked = place = FRESH
         if not (run.path / FRESH).exists():
             _make_fresh(recipe, run)
+    elif isinstance(recipe.base, HubBase):
+        asked = f"{recipe.base.repo}@{recipe.base.revision or 'newest'}"
+        place = _placed_before(run, asked) or str(on_this_machine(recipe.base) or _download(recipe.base))
+        _require_model(asked, run.model_folder(place))
     else:
         asked, place = recipe.base.path, existing_place(recipe.base, run)
         _require_model(recipe.base.path, run.model_folder(place))
@@ -41,10 +47,38 @@ def existing_place(base: FolderBase, run: RunFolder) -> str:
     """The base's folder as model states name it: found once, then the same wherever the run is resumed from."""
     if base.path.startswith("shipped:"):
         return base.path
+    return _placed_before(run, base.path) or os.path.abspath(os.path.expanduser(base.path))
+
+
+def _placed_before(run: RunFolder, asked: str) -> str | None:
     stored = _stored(run.path / CACHE)
-    if stored.get("asked") == base.path:
-        return str(stored["place"])
-    return os.path.abspath(os.path.expanduser(base.path))
+    return str(stored["place"]) if stored.get("asked") == asked else None
+
+
+def on_this_machine(base: HubBase) -> Path | None:
+    """The copy below `POSTTRAIN_HUB_DIR` or the snapshot in the hub's cache, if there is one; asks no network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if MIRROR in os.environ and (copy := Path(os.environ[MIRROR], *base.repo.split("/"))).is_dir():
+        return copy.absolute()
+    try:
+        return Path(snapshot_download(base.repo, revision=base.revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _download(base: HubBase) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(base.repo, revision=base.revision, allow_patterns=list(MODEL_FILES)))
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelError(
+            f"base model {base.repo!r}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}; check the "
+            f"name, the network and HF_TOKEN, or put a copy at ${MIRROR}/{base.repo}"
+        ) from error
 
 
 def _require_model(asked: str, folder: Path) -> None:

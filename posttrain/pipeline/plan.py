@@ -5,13 +5,13 @@ from typing import Literal
 
 from posttrain.host import machine
 from posttrain.phases.context import ModelState
-from posttrain.pipeline.base import FRESH, resolve_base
+from posttrain.pipeline.base import CACHE, FRESH, on_this_machine, resolve_base
 from posttrain.pipeline.curriculum import open_gates, refuse_other_recipe
 from posttrain.pipeline.estimate import Needs, Past, needs
 from posttrain.pipeline.history import History, read_history
 from posttrain.pipeline.sizes import ModelSize, model_size
 from posttrain.pipeline.standing import Standing, survey
-from posttrain.recipe.types import Execution, FreshBase, Phase, Recipe
+from posttrain.recipe.types import Execution, FolderBase, FreshBase, HubBase, Phase, Recipe
 from posttrain.run.folder import RunFolder
 from posttrain.run.journal import Journal
 
@@ -67,8 +67,10 @@ def plan_run(run: RunFolder, recipe: Recipe, execution: Execution) -> Plan:
 
 
 def _standings(run: RunFolder, recipe: Recipe, history: History) -> list[Standing]:
-    """A plan writes nothing, so a fresh base that is not there yet stands for itself without a digest."""
-    if isinstance(recipe.base, FreshBase) and not (run.path / FRESH).exists():
+    """A plan writes and downloads nothing: a base that is not there yet stands for itself without a digest."""
+    fresh = isinstance(recipe.base, FreshBase) and not (run.path / FRESH).exists()
+    far = isinstance(recipe.base, HubBase) and not (run.path / CACHE).exists() and not on_this_machine(recipe.base)
+    if fresh or far:
         base = ModelState(base=FRESH, base_digest="", adapter=None, adapter_digest=None, phase="base")
     else:
         base = resolve_base(recipe, run)
@@ -89,4 +91,10 @@ def _intention(phase: Phase, found: Standing, history: History, before: list[Pla
 
 def _describe_base(recipe: Recipe, size: ModelSize) -> str:
     millions = f"{size.parameters / 1e6:,.1f}M parameters" if size.parameters else "size not known"
-    return f"fresh, {millions}" if isinstance(recipe.base, FreshBase) else f"{recipe.base.path}, {millions}"
+    match recipe.base:
+        case FreshBase():
+            return f"fresh, {millions}"
+        case HubBase(repo=repo):
+            return f"{repo} on the hub, {millions}"
+        case FolderBase(path=path):
+            return f"{path}, {millions}"

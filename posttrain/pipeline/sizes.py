@@ -5,7 +5,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from posttrain.recipe.types import FolderBase, FreshBase, Lora, Recipe
+from posttrain.pipeline.base import on_this_machine
+from posttrain.recipe.types import FolderBase, FreshBase, HubBase, Lora, Recipe
 from posttrain.run.folder import RunFolder
 
 EXPERT_PROJECTIONS = ("gate_up_proj", "down_proj")
@@ -43,7 +44,8 @@ def model_size(recipe: Recipe, run: RunFolder) -> ModelSize:
     """The base's tensors; empty where the folder holds no safetensors."""
     if isinstance(recipe.base, FreshBase):
         return ModelSize(_fresh_shapes(recipe.base))
-    return ModelSize(_folder_shapes(_folder(recipe.base, run)))
+    folder = on_this_machine(recipe.base) if isinstance(recipe.base, HubBase) else _folder(recipe.base, run)
+    return ModelSize(_folder_shapes(folder) if folder else {})
 
 
 def _folder(base: FolderBase, run: RunFolder) -> Path:

@@ -58,6 +58,15 @@ class FolderBase(Frozen):
     path: str
 
 
+class HubBase(Frozen):
+    """A model on the Hugging Face hub, or its copy below `POSTTRAIN_HUB_DIR`."""
+
+    kind: Literal["hub"]
+    repo: str
+    revision: str | None
+    """A commit makes the run repeatable; None is the newest when the run begins, and that one ever after."""
+
+
 class FreshBase(Frozen):
     """A randomly initialised GPT-OSS with a vocabulary learned from the worlds' own text."""
 
@@ -75,7 +84,7 @@ class FreshBase(Frozen):
     initializer_range: float
 
 
-Base = Annotated[FolderBase | FreshBase, Field(discriminator="kind")]
+Base = Annotated[FolderBase | HubBase | FreshBase, Field(discriminator="kind")]
 
 
 class HarmonyFormat(Frozen):

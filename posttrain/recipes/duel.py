@@ -11,12 +11,7 @@ def duel(
     cases: Annotated[int, "Held-out hands to evaluate on"] = 200,
 ) -> Recipe:
     """GRPO on the chips that were really won, on the tiny base, between two evaluations by majority vote."""
+    sizes = tiny(grpo_steps=60)
     return curriculum(
-        "duel",
-        {"seed": seed, "cases": cases},
-        seed,
-        "duel",
-        generated("duel", "train", 4000, seed),
-        generated("duel", "heldout", cases, seed),
-        tiny(grpo_steps=60, reward={"reward": 1.0}),
+        "duel", {"seed": seed, "cases": cases}, seed, "duel", generated("duel", seed, cases, sizes), sizes
     )

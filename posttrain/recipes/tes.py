@@ -1,7 +1,7 @@
 """Reinforcement learning on decision tables: thermal energy storage, or any table of Q-values."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from posttrain.recipe.types import (
     AdamW,
@@ -9,26 +9,25 @@ from posttrain.recipe.types import (
     Candidate,
     ContinueAdapter,
     Dataset,
-    DecisionTableSource,
     EvaluatePhase,
     ExportPhase,
     FolderBase,
     GrpoPhase,
     HarmonyFormat,
+    HubBase,
     Lora,
     Phase,
     PreparePhase,
     Recipe,
     Sampling,
     SftPhase,
-    Source,
     Vote,
     WorldSource,
 )
-from posttrain.recipes._hub import take
+from posttrain.recipes._hub import dataset
+from posttrain.recipes._tes_data import PROMPT_TOKENS, tes_data
 from posttrain.recipes.quickstart import CHAT, TARGETS, adamw
 
-TAU = 0.05
 MAJORITY = Vote(samples=10, pass_mark=0.5, pass_at=(1, 10))
 
 
@@ -47,7 +46,6 @@ class Sizes:
     grpo_steps: int
     groups_per_step: int
     group_size: int
-    reward: dict[str, float]
     sampling: Sampling
     optimizer: AdamW
     precision: str
@@ -55,7 +53,7 @@ class Sizes:
     gguf_type: str
 
 
-def tiny(grpo_steps: int, reward: dict[str, float]) -> Sizes:
+def tiny(grpo_steps: int) -> Sizes:
     return Sizes(
         base=FolderBase(kind="folder", path="shipped:tiny"),
         chat=CHAT,
@@ -67,7 +65,6 @@ def tiny(grpo_steps: int, reward: dict[str, float]) -> Sizes:
         grpo_steps=grpo_steps,
         groups_per_step=32,
         group_size=16,
-        reward=reward,
         sampling=Sampling(temperature=1.0, top_p=1.0, max_new_tokens=12, max_turns=1),
         optimizer=adamw(1e-3),
         precision="float32",
@@ -77,17 +74,16 @@ def tiny(grpo_steps: int, reward: dict[str, float]) -> Sizes:
 
 
 LARGE = Sizes(
-    base=FolderBase(kind="folder", path="openai/gpt-oss-20b"),
+    base=HubBase(kind="hub", repo="openai/gpt-oss-20b", revision=None),
     chat=CHAT.model_copy(update={"reasoning_effort": "medium"}),
     adapter=Lora(kind="lora", rank=4, alpha=8, targets=TARGETS),
     opening_rows=0,
     opening_steps=0,
     samples_per_step=0,
-    max_tokens=1000,
+    max_tokens=PROMPT_TOKENS,
     grpo_steps=200,
     groups_per_step=4,
     group_size=16,
-    reward={"reward": 1.0},
     sampling=Sampling(temperature=1.0, top_p=1.0, max_new_tokens=4000, max_turns=1),
     optimizer=adamw(5e-5),
     precision="bfloat16",
@@ -111,20 +107,21 @@ def tes(
         "heldout_table": heldout_table,
         "cases": cases,
     }
-    sizes = tiny(grpo_steps=60, reward={"reward": 1.0}) if quick_test else LARGE
+    sizes = tiny(grpo_steps=60) if quick_test else LARGE
     world = "tes_small" if quick_test else "tes"
-    training = _table(table) if table else generated(world, "train", 4000, seed)
-    heldout = _table(heldout_table) if table else generated(world, "heldout", cases, seed)
-    return curriculum("tes", flags, seed, world, training, heldout, sizes)
+    sets = tes_data(table, heldout_table, quick_test=False) if table else generated(world, seed, cases, sizes)
+    return curriculum("tes", flags, seed, world, sets, sizes)
 
 
-def _table(path: str) -> Source:
-    return DecisionTableSource(
-        kind="decision_table", path=path, tau=TAU, filters=(), selection=take(None, None), reasoning_effort=None
+def generated(world: str, seed: int, cases: int, sizes: Sizes) -> tuple[Dataset, ...]:
+    """Decisions to train on and held-out ones, of a world that makes both."""
+    return (
+        dataset("decisions", "tasks", (_rows(world, "train", 4000, seed),), sizes.max_tokens),
+        dataset("heldout", "tasks", (_rows(world, "heldout", cases, seed),), sizes.max_tokens),
     )
 
 
-def generated(world: str, split: str, count: int, seed: int) -> Source:
+def _rows(world: str, split: Literal["train", "heldout"], count: int, seed: int) -> WorldSource:
     return WorldSource(kind="world", world=world, split=split, count=count, seed=seed)
 
 
@@ -133,20 +130,17 @@ def curriculum(
     flags: dict[str, str | int | float | bool | None],
     seed: int,
     world: str,
-    training: Source,
-    heldout: Source,
+    sets: tuple[Dataset, ...],
     sizes: Sizes,
 ) -> Recipe:
     """GRPO on decisions between two evaluations by majority vote; the tiny base first learns to name an action."""
-    sets = [dataset("decisions", "tasks", training, sizes), dataset("heldout", "tasks", heldout, sizes)]
     before, opening = "base", list[Phase]()
     if sizes.opening_rows:
-        sets.append(
-            dataset("opening", "conversations", generated(world, "train", sizes.opening_rows, seed + 1), sizes)
-        )
+        shown = _rows(world, "train", sizes.opening_rows, seed + 1)
+        sets = (*sets, dataset("opening", "conversations", (shown,), sizes.max_tokens))
         before, opening = "opening_sft", [opening_sft(sizes)]
     phases: tuple[Phase, ...] = (
-        PreparePhase(kind="prepare", name="data", datasets=tuple(sets), gates=()),
+        PreparePhase(kind="prepare", name="data", datasets=sets, gates=()),
         *opening,
         evaluation(before, sizes),
         GrpoPhase(
@@ -163,7 +157,7 @@ def curriculum(
             updates_per_rollout=1,
             clip_low=0.2,
             clip_high=0.2,
-            reward=sizes.reward,
+            reward={"reward": 1.0},
             pass_mark=MAJORITY.pass_mark,
             sampling=sizes.sampling,
             optimizer=sizes.optimizer,
@@ -185,10 +179,6 @@ def curriculum(
         ),
     )
     return Recipe(name=name, flags=flags, seed=seed, base=sizes.base, chat=sizes.chat, phases=phases)
-
-
-def dataset(name: str, content: str, source: Source, sizes: Sizes) -> Dataset:
-    return Dataset(name=name, content=content, sources=(source,), max_tokens=sizes.max_tokens)
 
 
 def opening_sft(sizes: Sizes) -> SftPhase:

@@ -98,6 +98,41 @@ def test_every_shipped_recipe_is_without_fault_and_survives_json(name: str, tmp_
     assert all(flag.help for flag in found.flags)
 
 
+def test_a_vote_needs_samples_that_can_differ() -> None:
+    evaluation = first("evaluate")
+    vote = {"samples": 4, "pass_mark": 1.0, "pass_at": (1, 5)}
+    with pytest.raises(RecipeError) as caught:
+        build(changed(**{evaluation.name: {"vote": vote}}))
+    message = str(caught.value)
+    assert f"phases[{evaluation.name}].sampling.temperature: 0 gives 4 equal samples" in message
+    assert f"phases[{evaluation.name}].vote.pass_at: 5 is more than the 4 samples" in message
+
+
+@pytest.mark.parametrize(
+    ("mode", "phases"),
+    [
+        ("sft+rl", ["data", "eval_base", "sft", "eval_sft", "rl", "eval_rl"]),
+        ("sft", ["data", "eval_base", "sft", "eval_sft"]),
+        ("rl", ["data", "eval_base", "rl", "eval_rl"]),
+    ],
+)
+@pytest.mark.parametrize("quick_test", [True, False])
+def test_sft_rl_has_the_phases_of_its_mode(mode: str, phases: list[str], quick_test: bool) -> None:
+    recipe = find("sft_rl").build({"mode": mode, "quick_test": quick_test})
+    assert [phase.name for phase in recipe.phases] == phases
+    prepared = {dataset.name for dataset in recipe.phases[0].datasets}
+    assert prepared == {"heldout"} | ({"mixture"} if "sft" in mode else set()) | (
+        {"problems"} if "rl" in mode else set()
+    )
+
+
+def test_tes_reads_a_table_where_one_is_given() -> None:
+    recipe = find("tes").build({"table": "q.csv", "heldout_table": "held.csv"})
+    sources = {dataset.name: dataset.sources[0] for dataset in recipe.phases[0].datasets}
+    assert {name: source.path for name, source in sources.items()} == {"decisions": "q.csv", "heldout": "held.csv"}
+    assert {source.tau for source in sources.values()} == {0.05}
+
+
 def test_the_difference_names_fields_with_both_values() -> None:
     assert difference(smoke(), smoke()) == []
     lines = difference(smoke(seed=0), smoke(seed=5))

@@ -5,20 +5,23 @@ from typing import Annotated, Literal
 
 from posttrain.recipe.types import (
     Base,
+    ChatFormat,
     ContinueAdapter,
     Dataset,
     EvaluatePhase,
     FolderBase,
+    FullParameters,
     GrpoPhase,
-    HarmonyFormat,
     HubBase,
     Lora,
     Phase,
     Precision,
     PreparePhase,
     Recipe,
+    SampleBatch,
     Sampling,
     SftPhase,
+    TemplateFormat,
     Trainable,
     WorldSource,
 )
@@ -33,7 +36,7 @@ SHUFFLE_SEED = 42
 @dataclass(frozen=True)
 class Sizes:
     base: Base
-    chat: HarmonyFormat
+    chat: ChatFormat
     sft_trainable: Trainable
     rl_trainable: Trainable
     """After SFT; an RL run alone trains as SFT would."""
@@ -64,10 +67,10 @@ TINY = Sizes(
     sampling=Sampling(temperature=1.0, top_p=1.0, max_new_tokens=40, max_turns=1),
 )
 LARGE = Sizes(
-    base=HubBase(kind="hub", repo="openai/gpt-oss-20b", revision=None),
-    chat=CHAT,
-    sft_trainable=Lora(kind="lora", rank=16, alpha=32, targets=TARGETS),
-    rl_trainable=ContinueAdapter(kind="continue"),
+    base=HubBase(kind="hub", repo="Qwen/Qwen2.5-0.5B-Instruct", revision=None),
+    chat=TemplateFormat(kind="template", template=None, reasoning="dropped", date="2026-01-01", variables={}),
+    sft_trainable=FullParameters(kind="full"),
+    rl_trainable=FullParameters(kind="full"),
     precision="bfloat16",
     sft_steps=719,
     samples_per_step=32,
@@ -141,7 +144,7 @@ def _sft(sizes: Sizes) -> SftPhase:
         dataset="mixture",
         trainable=sizes.sft_trainable,
         precision=sizes.precision,
-        samples_per_step=sizes.samples_per_step,
+        batch=SampleBatch(kind="samples", samples=sizes.samples_per_step),
         steps=sizes.sft_steps,
         optimizer=adamw(sizes.sft_rate),
         gates=(),

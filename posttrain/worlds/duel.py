@@ -94,7 +94,7 @@ def task(rng: random.Random, split: Split) -> dict[str, Any]:
         "rewards": [float(value) for value in chips(hand, opponent)],
     }
     prompt = Conversation(messages=(Message(role="user", content=_asked(hand)),))
-    return decision_task(prompt, reference)
+    return decision_task(prompt, reference, thought=f"I have {hand.card[0]}, pay {hand.ante}, call {hand.call}.")
 
 
 def conversation(rng: random.Random, split: Split) -> dict[str, Any]:

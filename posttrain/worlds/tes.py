@@ -225,21 +225,21 @@ def _short(plant: Plant, day: Day, place: int, stored: int) -> Conversation:
     return Conversation(messages=(Message(role="user", content=text),))
 
 
-def _task(prompt: Conversation, plant: Plant, day: Day, place: int, stored: int) -> dict[str, Any]:
+def _reference(plant: Plant, day: Day, place: int, stored: int) -> dict[str, Any]:
     values = action_values(plant, day)[place, stored].tolist()
-    return decision_task(
-        prompt, {"q_values": values, "rewards": boltzmann(values, plant.tau), "hour": plant.hours[place]}
-    )
+    return {"q_values": values, "rewards": boltzmann(values, plant.tau), "hour": plant.hours[place]}
 
 
 def task(rng: random.Random, split: Split) -> dict[str, Any]:
     state = _state(rng, split, BUILDING, load_units=3, factor_step=1)
-    return _task(_described(BUILDING, *state), BUILDING, *state)
+    return decision_task(_described(BUILDING, *state), _reference(BUILDING, *state))
 
 
 def small_task(rng: random.Random, split: Split) -> dict[str, Any]:
-    state = _state(rng, split, SMALL, load_units=1, factor_step=10)
-    return _task(_short(SMALL, *state), SMALL, *state)
+    """Its thought repeats what lies at hand, next to the action, which spares a small model the search."""
+    day, place, stored = state = _state(rng, split, SMALL, load_units=1, factor_step=10)
+    thought = f"store {stored}, load {day.loads[place]}"
+    return decision_task(_short(SMALL, *state), _reference(SMALL, *state), thought)
 
 
 def small_conversation(rng: random.Random, split: Split) -> dict[str, Any]:

@@ -66,6 +66,10 @@ def test_the_tiny_base_has_seen_every_token(world: str, seen: Counter[int]) -> N
     """What it never saw it cannot tell apart, and an adapter cannot teach it (docs/decisions.md)."""
     tokenizer = Tokenizer.load(ASSETS / "tiny_base")
     for row in rows(world, "tasks", "train", 300, 0):
-        for text in (row["prompt"]["messages"][0]["content"], row["solution"][0]["content"]):
+        for text in (
+            row["prompt"]["messages"][0]["content"],
+            row["solution"][0]["content"],
+            row["solution"][-1]["content"],
+        ):
             unseen = {tokenizer.decode([token]) for token in tokenizer.encode(text) if seen[token] < 5}
             assert not unseen, text

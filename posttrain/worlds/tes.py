@@ -60,11 +60,14 @@ SMALL = Plant(
     capacity=30,
     hours=tuple(range(8, 18)),
     cop=4.0,
-    penalty=1.0,
+    penalty=0.3,
     credit=0.5,
-    tau=1.0,
+    tau=0.5,
 )
-"""90 kW and 300 kWh, all in steps of 10 kWh, for a model that reads digits one by one."""
+"""90 kW and 300 kWh, all in steps of 10 kWh, for a model that reads digits one by one.
+
+The penalty is lower: at 1 kg it is most of what is at stake, and always running at two thirds looks good.
+"""
 
 
 @dataclass(frozen=True)
@@ -181,21 +184,38 @@ RULES: dict[str, Policy] = {
 # ---------------------------------------------------------------- tasks
 
 
-def _state(rng: random.Random, split: Split, plant: Plant, load_units: int, factor_step: int) -> tuple[Day, int, int]:
-    """A day, an hour of it and a store as full as random actions have made it by then."""
-    day = draw_day(rng, split, plant, load_units, factor_step)
-    place = rng.randrange(len(plant.hours))
-    stored = plant.step * rng.randint(0, plant.capacity // plant.step // 2)
-    for earlier in range(place):
-        stored, _ = advance(plant, day, earlier, stored, rng.randrange(plant.actions))
-    return day, place, stored
+@dataclass(frozen=True)
+class State:
+    day: Day
+    place: int
+    """Of the hour in the day."""
+    stored: int
+    values: list[float]
+    """Of every action."""
+
+
+def draw_state(rng: random.Random, split: Split, plant: Plant, load_units: int, factor_step: int) -> State:
+    """An hour and a level of the store in which a best action drawn beforehand is the best: each is as often.
+
+    Drawn evenly, doing nothing is best in half of all states, and a policy that learns only that looks good.
+    """
+    while True:
+        day, wanted = draw_day(rng, split, plant, load_units, factor_step), rng.randrange(plant.actions)
+        values_HSA = action_values(plant, day)
+        fits_HS = values_HSA.argmax(axis=2) == wanted
+        if not fits_HS.any():
+            continue
+        place = rng.choice(np.flatnonzero(fits_HS.any(axis=1)).tolist())
+        stored = rng.choice(np.flatnonzero(fits_HS[place]).tolist())
+        return State(day, place, stored, values_HSA[place, stored].tolist())
 
 
 def _numbers(values: tuple[int, ...], scale: float) -> str:
     return " ".join(f"{value * scale:g}" for value in values)
 
 
-def _described(plant: Plant, day: Day, place: int, stored: int) -> Conversation:
+def _described(plant: Plant, state: State) -> Conversation:
+    day, place, stored = state.day, state.place, state.stored
     moment = date(2026, 5, 1) + timedelta(days=day.number)
     power = (plant.actions - 1) * plant.step * plant.unit_kwh
     shares = ", ".join(f"[{n}] {n * plant.step * plant.unit_kwh:.0f} kW" for n in range(plant.actions))
@@ -215,31 +235,32 @@ def _described(plant: Plant, day: Day, place: int, stored: int) -> Conversation:
     )
 
 
-def _short(plant: Plant, day: Day, place: int, stored: int) -> Conversation:
+def _short(state: State) -> Conversation:
     """In tens of kWh and of g, in words that the tiny base knows."""
+    day, place = state.day, state.place
     text = (
-        f"store {stored}\n"
+        f"store {state.stored}\n"
         f"load {_numbers(day.loads[place:], 1)}\n"
         f"pay {_numbers(tuple(factor // 10 for factor in day.factors[place:]), 1)}"
     )
     return Conversation(messages=(Message(role="user", content=text),))
 
 
-def _reference(plant: Plant, day: Day, place: int, stored: int) -> dict[str, Any]:
-    values = action_values(plant, day)[place, stored].tolist()
-    return {"q_values": values, "rewards": boltzmann(values, plant.tau), "hour": plant.hours[place]}
+def _reference(plant: Plant, state: State) -> dict[str, Any]:
+    rewards = boltzmann(state.values, plant.tau)
+    return {"q_values": state.values, "rewards": rewards, "hour": plant.hours[state.place]}
 
 
 def task(rng: random.Random, split: Split) -> dict[str, Any]:
-    state = _state(rng, split, BUILDING, load_units=3, factor_step=1)
-    return decision_task(_described(BUILDING, *state), _reference(BUILDING, *state))
+    state = draw_state(rng, split, BUILDING, load_units=3, factor_step=1)
+    return decision_task(_described(BUILDING, state), _reference(BUILDING, state))
 
 
 def small_task(rng: random.Random, split: Split) -> dict[str, Any]:
     """Its thought repeats what lies at hand, next to the action, which spares a small model the search."""
-    day, place, stored = state = _state(rng, split, SMALL, load_units=1, factor_step=10)
-    thought = f"store {stored}, load {day.loads[place]}"
-    return decision_task(_short(SMALL, *state), _reference(SMALL, *state), thought)
+    state = draw_state(rng, split, SMALL, load_units=1, factor_step=10)
+    thought = f"store {state.stored}, load {state.day.loads[state.place]}"
+    return decision_task(_short(state), _reference(SMALL, state), thought)
 
 
 def small_conversation(rng: random.Random, split: Split) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from posttrain.worlds import tes
 from posttrain.worlds.registry import rows
 from posttrain.worlds.tes import BUILDING, RULES, SMALL, Day, Plant, action_values, advance, day_value, terminal
 
-SHORT = replace(SMALL, hours=(8, 9, 10, 11, 12))
+SHORT = replace(SMALL, hours=(8, 9, 10, 11, 12), penalty=1.0)
 
 
 def day(plant: Plant, seed: int) -> Day:
@@ -31,7 +31,7 @@ def test_one_hour_by_hand() -> None:
 
 def test_a_day_by_hand() -> None:
     """Cold is cheap in the first hour and dear in the second: two steps are made at once and one is kept."""
-    plant = replace(SMALL, hours=(8, 9), credit=0.0)
+    plant = replace(SMALL, hours=(8, 9), credit=0.0, penalty=1.0)
     cheap_then_dear = Day(0, (3, 3), (100, 400))
     values = action_values(plant, cheap_then_dear)
     # 30 kWh of cold: 0.75 kg now, 3 kg later. Unserved: 30 kg.

@@ -10,6 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ BLOCK = 64
 
 
 def content_key(dataset: Dataset, chat: ChatFormat, tokenizer: Tokenizer, asker: str) -> str:
-    """What the prepared bytes depend on: sources, the bytes behind them, the chat format, the tokenizer, the shapes.
+    """What the prepared bytes depend on: sources, the bytes behind them, the chat format, the tokenizer, the code.
 
     Not on where files lie, nor on what the dataset is called. Where it cannot be known what a source will hold, as with
     the newest revision of a hub's dataset, nobody shares it with `asker`.
@@ -54,8 +55,17 @@ def content_key(dataset: Dataset, chat: ChatFormat, tokenizer: Tokenizer, asker:
             "asker": asker if any(unknown) else None,
             "chat": chat.model_dump(mode="json"),
             "tokenizer": tokenizer.digest,
+            "code": _code_digest(),
         }
     )
+
+
+@cache
+def _code_digest() -> str:
+    """Of the rooms that make the prepared bytes: what another version of them made is not found."""
+    package = Path(__file__).parents[1]
+    files = sorted(path for room in ("chat", "data", "worlds") for path in (package / room).rglob("*.py"))
+    return digest_json([[path.relative_to(package).as_posix(), digest_file(path)] for path in files])
 
 
 def prepare_dataset(

@@ -366,3 +366,20 @@ def test_nothing_here_imports_torch() -> None:
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_another_version_of_the_code_does_not_find_what_this_one_made(monkeypatch, tmp_path):
+    prepare_module._code_digest.cache_clear()
+    before = prepare_module._code_digest()
+    package = tmp_path / "posttrain"
+    shutil.copytree(
+        Path(prepare_module.__file__).parents[1], package, ignore=shutil.ignore_patterns("assets", "__pycache__")
+    )
+    monkeypatch.setattr(prepare_module, "__file__", str(package / "data" / "prepare.py"))
+    prepare_module._code_digest.cache_clear()
+    assert prepare_module._code_digest() == before
+    (package / "worlds" / "tools.py").write_text("# another world\n")
+    prepare_module._code_digest.cache_clear()
+    assert prepare_module._code_digest() != before
+    monkeypatch.undo()
+    prepare_module._code_digest.cache_clear()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from posttrain.engine.head import target_logprobs
+from posttrain.engine.head import capped, target_logprobs
 from posttrain.engine.packing import Item, MicroBatch, pack, plan_micro_batches
 from posttrain.recipe.types import Precision
 
@@ -35,13 +35,23 @@ def head_weight(model: PreTrainedModel) -> torch.Tensor:
     return cast(nn.Linear, model.get_output_embeddings()).weight
 
 
+def _softcap(model: PreTrainedModel) -> float | None:
+    return getattr(model.config, "final_logit_softcapping", None)
+
+
+def next_logits(model: PreTrainedModel, hidden_BH: torch.Tensor) -> torch.Tensor:
+    """Float32 logits [B, V] of normed states."""
+    return capped(nn.functional.linear(hidden_BH, head_weight(model)), _softcap(model)).float()
+
+
 def batch_logprobs(
     model: PreTrainedModel, batch: MicroBatch, precision: Precision, temperature: float = 1.0
 ) -> torch.Tensor:
     """Float32 log-probabilities [N] at the batch's targets."""
     with precision_context(precision):
         hidden_TH = hidden_states(model, batch)
-        return target_logprobs(hidden_TH, head_weight(model), batch.source_N, batch.target_N, temperature)
+        head = head_weight(model)
+        return target_logprobs(hidden_TH, head, batch.source_N, batch.target_N, temperature, _softcap(model))
 
 
 @torch.no_grad()

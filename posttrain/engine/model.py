@@ -13,8 +13,18 @@ from posttrain.engine.attention import NAME as ATTENTION
 from posttrain.engine.experts import NAME as EXPERTS
 from posttrain.errors import ModelError
 
-SUPPORTED = ("gpt_oss",)
-"""Architectures whose logits the tests compare with stock transformers."""
+SUPPORTED = (
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "gpt_oss",
+    "llama",
+    "mixtral",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+)
+"""Architectures whose logits and gradients the tests compare with stock transformers."""
 
 
 def load_model(base: Path, adapter: Path | None = None, fresh_seed: int | None = None) -> PreTrainedModel:
@@ -30,7 +40,10 @@ def load_model(base: Path, adapter: Path | None = None, fresh_seed: int | None =
     except (OSError, ValueError) as error:
         raise ModelError(f"{base} is not a model folder: {error}") from error
     if config.model_type not in SUPPORTED:
-        raise ModelError(f"{base}: architecture {config.model_type!r} is not supported; supported are {SUPPORTED}")
+        supported = ", ".join(SUPPORTED)
+        raise ModelError(f"{base}: architecture {config.model_type!r} is not supported; supported are {supported}")
+    if getattr(config, "use_bidirectional_attention", False):
+        raise ModelError(f"{base}: use_bidirectional_attention is set; only causal models are supported")
     config._attn_implementation, config._experts_implementation = ATTENTION, EXPERTS
     if list(base.glob("*.safetensors")):
         model = _read(base, config)

@@ -158,7 +158,8 @@ def _plain_logits(
     _, kv_heads, keys, size = k_1KSD.shape
     _, heads, queries, _ = q_1HQD.shape
     q_KGQD = q_1HQD.reshape(kv_heads, heads // kv_heads, queries, size)
-    logits = (q_KGQD @ k_1KSD[0, :, None].transpose(2, 3)).float() * rule.scale
+    exact = torch.promote_types(q_1HQD.dtype, torch.float32)
+    logits = (q_KGQD @ k_1KSD[0, :, None].transpose(2, 3)).to(exact) * rule.scale
     slope = None
     if rule.softcap is not None:
         bent = torch.tanh(logits / rule.softcap)

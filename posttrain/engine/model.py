@@ -12,6 +12,7 @@ from posttrain.engine import adapters
 from posttrain.engine.attention import NAME as ATTENTION
 from posttrain.engine.experts import NAME as EXPERTS
 from posttrain.errors import ModelError
+from posttrain.recipe.types import Precision
 
 SUPPORTED = (
     "gemma",
@@ -86,6 +87,17 @@ def save_model(model: nn.Module, folder: Path) -> None:
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def hold_frozen(model: nn.Module, precision: Precision) -> None:
+    """Keep frozen matrices in the type that products take them in: the same bits, half the memory, no casts."""
+    if precision == "float32":
+        return
+    for module in model.modules():
+        if isinstance(module, nn.Linear) or adapters.is_experts(module):
+            for parameter in module.parameters(recurse=False):
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def unfreeze_adapter(model: nn.Module) -> None:

@@ -145,6 +145,7 @@ def trl(spec: dict[str, Any]) -> tuple[Step, Callable[[], dict[str, torch.Tensor
         "max_length": None,
         "gradient_checkpointing": spec["recompute"],
         "disable_tqdm": True,
+        "router_aux_loss_coef": 0.0,
     }
     if spec["objective"] == "sft":
         rows = Dataset.from_dict({"input_ids": [[2, 3, 4]] * 8})

@@ -9,6 +9,8 @@ import torch
 
 CHUNK_LOGITS = {"cpu": 2**21, "cuda": 2**28}
 """Logits that exist at once, at most: on a CPU so many as its caches hold."""
+SMALLEST_CHUNK = 256
+"""Targets of one chunk, at least, however large the vocabulary is."""
 
 
 def capped(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
@@ -56,7 +58,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
 
 
 def _chunks(targets: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
-    size = max(256, CHUNK_LOGITS[device.type] // vocabulary)
+    size = max(SMALLEST_CHUNK, CHUNK_LOGITS[device.type] // vocabulary)
     for start in range(0, targets, size):
         yield slice(start, start + size)
 

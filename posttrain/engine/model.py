@@ -93,10 +93,12 @@ def hold_frozen(model: nn.Module, precision: Precision) -> None:
     """Keep frozen matrices in the type that products take them in: the same bits, half the memory, no casts."""
     if precision == "float32":
         return
+    # A tied head is the embedding, whose type is that of the residual stream: it stays.
+    shared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for module in model.modules():
         if isinstance(module, nn.Linear) or adapters.is_experts(module):
             for parameter in module.parameters(recurse=False):
-                if not parameter.requires_grad:
+                if not parameter.requires_grad and id(parameter) not in shared:
                     parameter.data = parameter.data.to(torch.bfloat16)
 
 

@@ -58,4 +58,6 @@ def set_thread_environment(threads: int) -> None:
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Kernels for bfloat16 products are compiled per shape; the default of 1024 forgets them from step to step.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -29,7 +29,7 @@ from posttrain.run.journal import append_lines, read_lines
 
 def run(context: PhaseContext, phase: GrpoPhase) -> PhaseOutcome:
     tasks = Shard(context.dataset_folder(phase.dataset))
-    model = load_trainable(context, phase.model, phase.trainable, phase.name)
+    model = load_trainable(context, phase)
     tokenizer = Tokenizer.load(context.base_folder(context.states[phase.model]))
     render = renderer(context.recipe.chat, tokenizer)
     sampler = Sampler(model, render.stop_tokens, phase.precision, context.execution.rollout_tokens)

@@ -22,7 +22,7 @@ from posttrain.run.folder import write_json_atomic
 def run(context: PhaseContext, phase: PreferencePhase) -> PhaseOutcome:
     shard = Shard(context.dataset_folder(phase.dataset))
     items = [pair_item(shard, number) for number in range(len(shard) // 2)]
-    model = load_trainable(context, phase.model, phase.trainable, phase.name)
+    model = load_trainable(context, phase)
     # Before the first update, and before a checkpoint is restored: this is the phase's input state.
     reference_P2 = None
     if needs_reference(phase.objective):

@@ -15,7 +15,7 @@ from posttrain.recipe.types import SftPhase
 
 def run(context: PhaseContext, phase: SftPhase) -> PhaseOutcome:
     shard = Shard(context.dataset_folder(phase.dataset))
-    model = load_trainable(context, phase.model, phase.trainable, phase.name)
+    model = load_trainable(context, phase)
     loop = TrainingLoop(context, phase.optimizer, phase.steps, model, context.fingerprint, "steps")
 
     for step in loop.remaining():

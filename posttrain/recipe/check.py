@@ -35,7 +35,18 @@ CONTENT_READ = {
 }
 """What content each kind of phase can read."""
 
-STEP_METRICS = ("loss", "gradient_norm", "learning_rate", "tokens", "target_tokens", "seconds")
+ROUTING_METRICS = ("expert_load_max", "dead_experts", "router_entropy")
+"""In the rows of models with experts."""
+STEP_METRICS = (
+    "loss",
+    "gradient_norm",
+    "learning_rate",
+    "tokens",
+    "target_tokens",
+    "seconds",
+    "peak_memory_bytes",
+    *ROUTING_METRICS,
+)
 METRICS_BY_KIND = {
     "sft": STEP_METRICS,
     "preference": (*STEP_METRICS, "margin", "accuracy"),

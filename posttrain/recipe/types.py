@@ -386,6 +386,12 @@ class Execution(Frozen):
     threads: Positive = 2
     micro_batch_tokens: Positive = 8192
     """Tokens of one forward and backward pass, at most; an item longer than this goes alone."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again: nothing, each layer's feed-forward half, or all of it."""
+    mlp_tile_tokens: Positive | None = None
+    """Feed-forward blocks take so many tokens at a time and are recomputed; for rows too long to hold at once."""
+    activation_offload: Literal["none", "cpu"] = "none"
+    """Where tensors wait for the backward pass: with the model, or in the CPU's memory."""
     rollout_tokens: Positive = 65536
     """Key-value positions the sampler may hold at once."""
     checkpoint_every_steps: Positive = 50

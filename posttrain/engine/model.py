@@ -1,8 +1,10 @@
 """Models from Hugging Face folders, run through our attention and experts."""
 
+import math
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -11,7 +13,8 @@ from transformers.utils import logging as transformers_logging
 from posttrain.engine import adapters
 from posttrain.engine.attention import NAME as ATTENTION
 from posttrain.engine.experts import NAME as EXPERTS
-from posttrain.errors import ModelError
+from posttrain.errors import MachineError, ModelError
+from posttrain.host.machine import available_bytes
 from posttrain.recipe.types import Precision
 
 SUPPORTED = (
@@ -47,6 +50,7 @@ def load_model(base: Path, adapter: Path | None = None, fresh_seed: int | None =
         raise ModelError(f"{base}: use_bidirectional_attention is set; only causal models are supported")
     config._attn_implementation, config._experts_implementation = ATTENTION, EXPERTS
     if list(base.glob("*.safetensors")):
+        _require_memory(base)
         model = _read(base, config)
     elif fresh_seed is not None:
         torch.manual_seed(fresh_seed)
@@ -58,6 +62,20 @@ def load_model(base: Path, adapter: Path | None = None, fresh_seed: int | None =
     if adapter is not None:
         adapters.load(model, adapter)
     return model
+
+
+def _require_memory(base: Path) -> None:
+    """Raise MachineError before loading weights that do not fit, with what is needed and what there is."""
+    needed = 0
+    for file in base.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            needed += sum(4 * math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    available = available_bytes()
+    if needed > available:
+        raise MachineError(
+            f"{base} needs {needed / 1e9:.1f} GB of memory in float32, and {available / 1e9:.1f} GB are available: "
+            f"choose a smaller base, or run this on a machine with more memory"
+        )
 
 
 def _read(base: Path, config: PreTrainedConfig) -> PreTrainedModel:

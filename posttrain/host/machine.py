@@ -22,6 +22,17 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def available_bytes() -> int:
+    """Memory that a new process could have without swapping; all of it where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    return memory_bytes()
+
+
 def gpu_names() -> list[str]:
     """Names of the NVIDIA GPUs that the driver lists; empty without one."""
     program = shutil.which("nvidia-smi")

@@ -10,7 +10,7 @@ from posttrain.engine import adapters
 from posttrain.engine.forward import batch_logprobs, hidden_states, next_logits
 from posttrain.engine.model import load_model, trainable, unfreeze_adapter
 from posttrain.engine.packing import Item, pack
-from posttrain.errors import ModelError
+from posttrain.errors import MachineError, ModelError
 from posttrain.recipe.types import Lora
 from tests.engine.toys import ARCHITECTURES, save_toy
 
@@ -203,3 +203,15 @@ def test_an_adapter_for_another_model_is_refused(toy_adapter, tmp_path):
     other = save_toy(tmp_path / "other", hidden_size=32)
     with pytest.raises(ModelError, match="not this model's"):
         load_model(other, toy_adapter)
+
+
+def test_too_little_memory_is_said_before_loading(toy, monkeypatch):
+    monkeypatch.setattr("posttrain.engine.model.available_bytes", lambda: 1000)
+    with pytest.raises(MachineError, match=r"needs 0\.0 GB .* and 0\.0 GB are available: choose a smaller base"):
+        load_model(toy)
+
+
+def test_an_unknown_architecture_is_refused_by_name(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ModelError, match="'gpt2' is not supported; supported are gemma, gemma2, gemma3_text, gpt_oss"):
+        load_model(tmp_path)

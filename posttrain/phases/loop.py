@@ -121,7 +121,6 @@ class TrainingLoop:
             "tokens": report.tokens,
             "target_tokens": report.target_tokens,
             "seconds": round(report.seconds, 4),
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             **self.routing.take(),
             **extra,
         }
@@ -129,7 +128,7 @@ class TrainingLoop:
         self._shown = {"loss": f"{report.loss:.3f}"} | {name: f"{value:.3f}" for name, value in extra.items()}
 
     def summary(self) -> dict[str, float]:
-        """Result metrics from the raw rows: last loss, tokens, tokens per second of this phase."""
+        """Result metrics from the raw rows: last loss, tokens, tokens per second, and the process's peak memory."""
         rows = list(read_lines(self.context.folder.metrics))
         tokens = sum(row["tokens"] for row in rows)
         seconds = sum(row["seconds"] for row in rows)
@@ -139,6 +138,7 @@ class TrainingLoop:
             "tokens": tokens,
             "target_tokens": sum(row["target_tokens"] for row in rows),
             "tokens_per_second": tokens / seconds if seconds else 0.0,
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
 
 

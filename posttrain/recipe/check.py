@@ -44,7 +44,6 @@ STEP_METRICS = (
     "tokens",
     "target_tokens",
     "seconds",
-    "peak_memory_bytes",
     *ROUTING_METRICS,
 )
 METRICS_BY_KIND = {

@@ -39,7 +39,7 @@ class LoraLinear(nn.Module):
         return self.base(x) + nn.functional.linear(low, self.lora_B)
 
 
-def _is_experts(module: nn.Module) -> bool:
+def is_experts(module: nn.Module) -> bool:
     return all(hasattr(module, name) for name in (*EXPERT_PROJECTIONS, "is_transposed", "has_gate"))
 
 
@@ -58,7 +58,7 @@ def attach(model: nn.Module, lora: Lora) -> None:
         if isinstance(module, nn.Linear):
             parent = model.get_submodule(path.rpartition(".")[0])
             setattr(parent, name, LoraLinear(module, lora.rank, scale))
-        elif _is_experts(module):
+        elif is_experts(module):
             module.adapters = nn.ModuleDict({part: _expert_adapter(module, part, lora) for part in EXPERT_PROJECTIONS})
         else:
             continue
@@ -67,7 +67,7 @@ def attach(model: nn.Module, lora: Lora) -> None:
         known = sorted({path.rsplit(".", 1)[-1] for path, m in model.named_modules() if isinstance(m, nn.Linear)})
         raise ModelError(
             f"LoRA targets {sorted(unmatched)} match no module of this model; known are {known}"
-            + (" and 'experts'" if any(_is_experts(m) for m in model.modules()) else "")
+            + (" and 'experts'" if any(is_experts(m) for m in model.modules()) else "")
         )
     LORA[model] = lora
 

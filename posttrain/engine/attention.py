@@ -3,7 +3,8 @@
 A plan cuts the row into blocks of queries, each with the key ranges it may see; one flash call per block. Sinks are
 folded in afterwards through the log-sum-exp, which is exact in both directions (see `_PackedAttention`).
 
-Axes: T row position, H query head, K key-value head, D head size, B slot of the decode batch, S key position.
+Axes: T row position, Q query of a block, S key position, H query head, K key-value head, G query heads per key-value
+head, D head size, B slot of the decode batch.
 """
 
 from collections.abc import Mapping
@@ -14,6 +15,9 @@ from transformers import AttentionInterface
 
 NAME = "posttrain_packed"
 """Registered with transformers. The name must not contain `sdpa` or `flash`: transformers tests for these."""
+
+PLAIN_CHUNK = 256
+"""Queries per block where the products are written out, so that logits stay narrow."""
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -42,20 +46,23 @@ class AttentionPlan:
     """The blocks of one packed row, cut once per window size and shared by all layers."""
 
     segments: tuple[Segment, ...]
-    _blocks: dict[int | None, tuple[Block, ...]] = field(default_factory=dict)
+    _blocks: dict[tuple[int | None, int | None], tuple[Block, ...]] = field(default_factory=dict)
 
-    def blocks(self, window: int | None) -> tuple[Block, ...]:
-        if window not in self._blocks:
-            self._blocks[window] = tuple(block for segment in self.segments for block in _cut(segment, window))
-        return self._blocks[window]
+    def blocks(self, window: int | None, most_queries: int | None = None) -> tuple[Block, ...]:
+        key = window, most_queries
+        if key not in self._blocks:
+            self._blocks[key] = tuple(
+                block for segment in self.segments for block in _cut(segment, window, most_queries)
+            )
+        return self._blocks[key]
 
 
-def _cut(segment: Segment, window: int | None) -> list[Block]:
-    """Blocks of one segment: a single one without a window, else chunks of one window's length."""
+def _cut(segment: Segment, window: int | None, most_queries: int | None) -> list[Block]:
+    """Blocks of one segment: a single one without limits, else chunks of one window's length or `most_queries`."""
     prefix_start, prefix_stop = segment.prefix or (segment.start, segment.start)
     prefix_length = prefix_stop - prefix_start
     length = segment.stop - segment.start
-    chunk = min(length, window) if window else length
+    chunk = min(length, window or length, most_queries or length)
     blocks = []
     for begin in range(0, length, chunk):
         end = min(begin + chunk, length)
@@ -90,8 +97,81 @@ def _bias(block: Block, dtype: torch.dtype) -> torch.Tensor | None:
     return bias_QS.masked_fill_(~block.visible_QS, float("-inf"))
 
 
+@dataclass(frozen=True)
+class _Logits:
+    """How a query and a key become a logit: scaled, then soft-capped (Gemma 2) where there is a cap."""
+
+    scale: float
+    softcap: float | None
+
+
+def _attend(
+    q_1HQD: torch.Tensor, k_1KSD: torch.Tensor, v_1KSD: torch.Tensor, block: Block, rule: _Logits
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One block's output [1, H, Q, D] and float32 log-sum-exp [1, H, Q]."""
+    if rule.softcap is None and q_1HQD.device.type == "cpu":
+        bias = _bias(block, q_1HQD.dtype)
+        return _flash(q_1HQD, k_1KSD, v_1KSD, 0.0, bias is None, attn_mask=bias, scale=rule.scale)
+    logits_KGQS, _ = _plain_logits(q_1HQD, k_1KSD, block, rule)
+    lse_KGQ = torch.logsumexp(logits_KGQS, dim=-1)
+    weights_KGQS = torch.exp(logits_KGQS - lse_KGQ[..., None]).to(v_1KSD.dtype)
+    return (weights_KGQS @ v_1KSD[0, :, None]).reshape(q_1HQD.shape), lse_KGQ.reshape(q_1HQD.shape[:3])
+
+
+def _attend_backward(
+    grad_1HQD: torch.Tensor,
+    q_1HQD: torch.Tensor,
+    k_1KSD: torch.Tensor,
+    v_1KSD: torch.Tensor,
+    out_1HQD: torch.Tensor,
+    lse_1HQ: torch.Tensor,
+    block: Block,
+    rule: _Logits,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of one block's queries, keys and values."""
+    if rule.softcap is None and q_1HQD.device.type == "cpu":
+        # In float32 whatever the type: this op is two to four times slower in bfloat16.
+        tensors = [tensor.float() for tensor in (grad_1HQD, q_1HQD, k_1KSD, v_1KSD, out_1HQD)]
+        bias = _bias(block, torch.float32)
+        return _flash_backward(*tensors, lse_1HQ, 0.0, bias is None, attn_mask=bias, scale=rule.scale)
+    logits_KGQS, slope_KGQS = _plain_logits(q_1HQD, k_1KSD, block, rule)
+    grouped = (*logits_KGQS.shape[:3], -1)
+    grad_KGQD, q_KGQD = grad_1HQD.reshape(grouped), q_1HQD.reshape(grouped)
+    weights_KGQS = torch.exp(logits_KGQS - lse_1HQ.reshape(grouped))
+    # d logits = P · (dO Vᵀ − rowsum(dO · O)), then through the cap.
+    overlap_KGQ1 = (grad_KGQD.float() * out_1HQD.reshape(grouped).float()).sum(-1, keepdim=True)
+    grad_weights = (grad_KGQD @ v_1KSD[0, :, None].transpose(2, 3)).float()
+    grad_logits = weights_KGQS * (grad_weights - overlap_KGQ1) * rule.scale
+    if slope_KGQS is not None:
+        grad_logits *= slope_KGQS
+    grad_logits = grad_logits.to(q_1HQD.dtype)
+    dq = (grad_logits @ k_1KSD[0, :, None]).reshape(q_1HQD.shape)
+    dk = (grad_logits.transpose(2, 3) @ q_KGQD).sum(1)[None]
+    dv = (weights_KGQS.to(q_1HQD.dtype).transpose(2, 3) @ grad_KGQD).sum(1)[None]
+    return dq, dk, dv
+
+
+def _plain_logits(
+    q_1HQD: torch.Tensor, k_1KSD: torch.Tensor, block: Block, rule: _Logits
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Float32 logits [K, G, Q, S], −inf where a key is not visible, and the cap's slope."""
+    _, kv_heads, keys, size = k_1KSD.shape
+    _, heads, queries, _ = q_1HQD.shape
+    q_KGQD = q_1HQD.reshape(kv_heads, heads // kv_heads, queries, size)
+    exact = torch.promote_types(q_1HQD.dtype, torch.float32)
+    logits = (q_KGQD @ k_1KSD[0, :, None].transpose(2, 3)).to(exact) * rule.scale
+    slope = None
+    if rule.softcap is not None:
+        bent = torch.tanh(logits / rule.softcap)
+        logits, slope = bent * rule.softcap, 1 - bent * bent
+    visible_QS = block.visible_QS
+    if visible_QS is None:
+        visible_QS = torch.ones(queries, keys, dtype=torch.bool).tril()
+    return logits.masked_fill(~visible_QS.to(logits.device), float("-inf")), slope
+
+
 class _PackedAttention(torch.autograd.Function):
-    """Flash attention block by block, with sinks.
+    """Attention block by block, with sinks.
 
     A sink is one more key with zero value whose logit is `sinks[h]`. With lse the log-sum-exp over the real keys and
     lse' = logaddexp(lse, sink), the output is out' = out · exp(lse − lse'). The standard backward formula needs only
@@ -100,21 +180,15 @@ class _PackedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q_1HTD, k_1KTD, v_1KTD, sinks_H, blocks, scale):  # type: ignore[no-untyped-def, override]
+    def forward(ctx, q_1HTD, k_1KTD, v_1KTD, sinks_H, blocks, rule):  # type: ignore[no-untyped-def, override]
         _, heads, length, size = q_1HTD.shape
         out_1HTD = q_1HTD.new_empty(1, length, heads, size).transpose(1, 2)
-        lse_HT = torch.empty(heads, length, dtype=torch.promote_types(q_1HTD.dtype, torch.float32))
+        exact = torch.promote_types(q_1HTD.dtype, torch.float32)
+        lse_HT = torch.empty(heads, length, dtype=exact, device=q_1HTD.device)
         for block in blocks:
             start, stop = block.queries
-            out, lse = _flash(
-                q_1HTD[:, :, start:stop],
-                _gather(k_1KTD, block.keys),
-                _gather(v_1KTD, block.keys),
-                0.0,
-                block.visible_QS is None,
-                attn_mask=_bias(block, q_1HTD.dtype),
-                scale=scale,
-            )
+            keys, values = _gather(k_1KTD, block.keys), _gather(v_1KTD, block.keys)
+            out, lse = _attend(q_1HTD[:, :, start:stop], keys, values, block, rule)
             out_1HTD[:, :, start:stop] = out
             lse_HT[:, start:stop] = lse[0]
         if sinks_H is not None:
@@ -122,7 +196,7 @@ class _PackedAttention(torch.autograd.Function):
             out_1HTD.mul_(torch.exp(lse_HT - with_sink_HT)[None, :, :, None].to(out_1HTD.dtype))
             lse_HT = with_sink_HT
         ctx.save_for_backward(q_1HTD, k_1KTD, v_1KTD, sinks_H, out_1HTD, lse_HT)
-        ctx.blocks, ctx.scale = blocks, scale
+        ctx.blocks, ctx.rule = blocks, rule
         return out_1HTD
 
     @staticmethod
@@ -131,17 +205,15 @@ class _PackedAttention(torch.autograd.Function):
         grad_q, grad_k, grad_v = torch.empty_like(q_1HTD), torch.zeros_like(k_1KTD), torch.zeros_like(v_1KTD)
         for block in ctx.blocks:
             start, stop = block.queries
-            dq, dk, dv = _flash_backward(
+            dq, dk, dv = _attend_backward(
                 grad_1HTD[:, :, start:stop],
                 q_1HTD[:, :, start:stop],
                 _gather(k_1KTD, block.keys),
                 _gather(v_1KTD, block.keys),
                 out_1HTD[:, :, start:stop],
                 lse_HT[None, :, start:stop],
-                0.0,
-                block.visible_QS is None,
-                attn_mask=_bias(block, q_1HTD.dtype),
-                scale=ctx.scale,
+                block,
+                ctx.rule,
             )
             grad_q[:, :, start:stop] = dq
             offset = 0
@@ -210,14 +282,16 @@ def _decode(
     lengths_B: torch.Tensor,
     sinks_H: torch.Tensor | None,
     window: int | None,
-    scale: float,
+    rule: _Logits,
 ) -> torch.Tensor:
     """One query per slot against its cached keys; returns [B, H, 1, D]."""
     slots, heads, _, size = q_BH1D.shape
     kv_heads = keys_BKSD.shape[1]
     newest = int(lengths_B.max()) + 1
     q_BKGD = q_BH1D.reshape(slots, kv_heads, heads // kv_heads, size)
-    logits_BKGS = (q_BKGD @ keys_BKSD[:, :, :newest].transpose(2, 3)).float() * scale
+    logits_BKGS = (q_BKGD @ keys_BKSD[:, :, :newest].transpose(2, 3)).float() * rule.scale
+    if rule.softcap is not None:
+        logits_BKGS = torch.tanh(logits_BKGS / rule.softcap) * rule.softcap
     position_S = torch.arange(newest)
     hidden_BS = position_S > lengths_B[:, None]
     if window:
@@ -237,12 +311,13 @@ def packed_attention(module, query, key, value, attention_mask, *, scaling, **kw
     """
     window = kwargs.get("sliding_window")
     sinks = kwargs.get("s_aux")
+    rule = _Logits(scaling, kwargs.get("softcap"))
     # Under autocast the rotary embedding leaves queries and keys in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
     cache: SlotCache | None = kwargs.get("cache")
     if cache is not None:
         keys, values = cache.append(module.layer_idx, key, value)
-        out = _decode(query, keys, values, cache.lengths_B, sinks, window, scaling)
+        out = _decode(query, keys, values, cache.lengths_B, sinks, window, rule)
         return out.transpose(1, 2), None
     plan: AttentionPlan | None = kwargs.get("plan")
     if plan is None:
@@ -250,7 +325,9 @@ def packed_attention(module, query, key, value, attention_mask, *, scaling, **kw
     prefill: Prefill | None = kwargs.get("prefill")
     if prefill is not None:
         prefill.cache.fill(module.layer_idx, prefill.rows, key, value)
-    out = _PackedAttention.apply(query, key, value, sinks, plan.blocks(window), scaling)
+    flash = rule.softcap is None and query.device.type == "cpu"
+    blocks = plan.blocks(window, None if flash else PLAIN_CHUNK)
+    out = _PackedAttention.apply(query, key, value, sinks, blocks, rule)
     return out.transpose(1, 2), None
 
 

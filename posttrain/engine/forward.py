@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from posttrain.engine.head import target_logprobs
+from posttrain.engine.head import capped, target_logprobs
 from posttrain.engine.packing import Item, MicroBatch, pack, plan_micro_batches
 from posttrain.recipe.types import Precision
 
@@ -35,27 +35,48 @@ def head_weight(model: PreTrainedModel) -> torch.Tensor:
     return cast(nn.Linear, model.get_output_embeddings()).weight
 
 
+def _softcap(model: PreTrainedModel) -> float | None:
+    return getattr(model.config, "final_logit_softcapping", None)
+
+
+def next_logits(model: PreTrainedModel, hidden_BH: torch.Tensor) -> torch.Tensor:
+    """Float32 logits [B, V] of normed states."""
+    return capped(nn.functional.linear(hidden_BH, head_weight(model)), _softcap(model)).float()
+
+
 def batch_logprobs(
     model: PreTrainedModel, batch: MicroBatch, precision: Precision, temperature: float = 1.0
 ) -> torch.Tensor:
     """Float32 log-probabilities [N] at the batch's targets."""
     with precision_context(precision):
         hidden_TH = hidden_states(model, batch)
-        return target_logprobs(hidden_TH, head_weight(model), batch.source_N, batch.target_N, temperature)
+        head = head_weight(model)
+        return target_logprobs(hidden_TH, head, batch.source_N, batch.target_N, temperature, _softcap(model))
 
 
 @torch.no_grad()
+def token_logprobs(
+    model: PreTrainedModel,
+    items: Sequence[Item],
+    precision: Precision,
+    micro_batch_tokens: int,
+    temperature: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability and number of the sequence of every target of every item, both [N]."""
+    logprobs, owners, first = [torch.empty(0)], [torch.empty(0, dtype=torch.long)], 0
+    for group in plan_micro_batches([item.size for item in items], micro_batch_tokens):
+        batch = pack([items[number] for number in group], first)
+        first = batch.sequences.stop
+        logprobs.append(batch_logprobs(model, batch, precision, temperature))
+        owners.append(batch.sequence_N)
+    return torch.cat(logprobs), torch.cat(owners)
+
+
 def sequence_logprobs(
     model: PreTrainedModel, items: Sequence[Item], precision: Precision, micro_batch_tokens: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed log-probability and target count of every sequence of every item, both [S]."""
     total = sum(len(item.tokens) for item in items)
-    sums_S, counts_S = torch.zeros(total), torch.zeros(total)
-    first = 0
-    for group in plan_micro_batches([item.size for item in items], micro_batch_tokens):
-        batch = pack([items[number] for number in group], first)
-        first = batch.sequences.stop
-        logprob_N = batch_logprobs(model, batch, precision)
-        sums_S.index_add_(0, batch.sequence_N, logprob_N)
-        counts_S.index_add_(0, batch.sequence_N, torch.ones_like(logprob_N))
-    return sums_S, counts_S
+    logprob_N, owner_N = token_logprobs(model, items, precision, micro_batch_tokens)
+    sums_S = torch.zeros(total).index_add_(0, owner_N, logprob_N)
+    return sums_S, torch.bincount(owner_N, minlength=total).float()

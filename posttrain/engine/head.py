@@ -3,41 +3,88 @@
 Axes: T row position, N target, C target of one chunk, H hidden, V vocabulary.
 """
 
+from collections.abc import Iterator
+
 import torch
 
-CHUNK = 2048
+CHUNK_LOGITS = {"cpu": 2**21, "cuda": 2**28}
+"""Logits that exist at once, at most: on a CPU so many as its caches hold."""
+SMALLEST_CHUNK = 256
+"""Targets of one chunk, at least, however large the vocabulary is."""
+
+
+def capped(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
+    """Gemma's soft cap: softcap · tanh(logits / softcap)."""
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
 class _ChunkedLogProbs(torch.autograd.Function):
+    """log p(target | hidden), and its derivative by the hidden state in the same pass.
+
+    d logprob / d hidden = (onehot − softmax) · W needs the logits, which are gone when the backward pass comes: so it
+    is computed while they are there and costs no second product with W. Only a trained head computes them again.
+    """
+
     @staticmethod
-    def forward(ctx, hidden_NH, weight_VH, target_N, temperature):  # type: ignore[no-untyped-def, override]
+    def forward(ctx, hidden_NH, weight_VH, target_N, temperature, softcap, keep):  # type: ignore[no-untyped-def, override]
         logprob_N = torch.empty(len(target_N), dtype=torch.float32, device=hidden_NH.device)
-        lse_N = torch.empty_like(logprob_N)
-        for start in range(0, len(target_N), CHUNK):
-            chunk = slice(start, start + CHUNK)
-            logits_CV = (hidden_NH[chunk] @ weight_VH.T).float() / temperature
-            lse_N[chunk] = torch.logsumexp(logits_CV, dim=-1)
-            logprob_N[chunk] = logits_CV.gather(1, target_N[chunk, None])[:, 0] - lse_N[chunk]
-        ctx.save_for_backward(hidden_NH, weight_VH, target_N, lse_N)
-        ctx.temperature = temperature
+        slope_NH = torch.empty_like(hidden_NH) if keep else None
+        for chunk in _chunks(len(target_N), len(weight_VH), hidden_NH.device):
+            logits_CV = _logits(hidden_NH[chunk], weight_VH, temperature, softcap)
+            lse_C1 = torch.logsumexp(logits_CV, dim=-1, keepdim=True)
+            target_C1 = target_N[chunk, None]
+            logprob_N[chunk] = (logits_CV.gather(1, target_C1) - lse_C1)[:, 0]
+            if slope_NH is not None:
+                slope_CV = _slope(logits_CV, lse_C1, target_C1, temperature, softcap)
+                torch.mm(slope_CV.to(hidden_NH.dtype), weight_VH, out=slope_NH[chunk])
+        ctx.save_for_backward(slope_NH, hidden_NH, weight_VH, target_N)
+        ctx.temperature, ctx.softcap = temperature, softcap
         return logprob_N
 
     @staticmethod
     def backward(ctx, grad_N):  # type: ignore[no-untyped-def, override]
-        hidden_NH, weight_VH, target_N, lse_N = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden_NH)
-        grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for start in range(0, len(target_N), CHUNK):
-            chunk = slice(start, start + CHUNK)
-            logits_CV = (hidden_NH[chunk] @ weight_VH.T).float() / ctx.temperature
-            # d logprob / d logits = onehot(target) − softmax
-            grad_CV = torch.exp(logits_CV - lse_N[chunk, None]).neg_()
-            grad_CV.scatter_add_(1, target_N[chunk, None], torch.ones_like(grad_CV[:, :1]))
-            grad_CV = (grad_CV * (grad_N[chunk, None] / ctx.temperature)).to(hidden_NH.dtype)
-            grad_hidden[chunk] = grad_CV @ weight_VH
-            if grad_weight is not None:
-                grad_weight += grad_CV.T @ hidden_NH[chunk]
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight_VH.dtype), None, None
+        slope_NH, hidden_NH, weight_VH, target_N = ctx.saved_tensors
+        grad_hidden = slope_NH * grad_N[:, None].to(slope_NH.dtype)
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32)
+            for chunk in _chunks(len(target_N), len(weight_VH), hidden_NH.device):
+                logits_CV = _logits(hidden_NH[chunk], weight_VH, ctx.temperature, ctx.softcap)
+                lse_C1 = torch.logsumexp(logits_CV, dim=-1, keepdim=True)
+                slope_CV = _slope(logits_CV, lse_C1, target_N[chunk, None], ctx.temperature, ctx.softcap)
+                grad_weight += slope_CV.mul_(grad_N[chunk, None]).to(hidden_NH.dtype).T @ hidden_NH[chunk]
+            grad_weight = grad_weight.to(weight_VH.dtype)
+        return grad_hidden, grad_weight, None, None, None, None
+
+
+def _chunks(targets: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
+    size = max(SMALLEST_CHUNK, CHUNK_LOGITS[device.type] // vocabulary)
+    for start in range(0, targets, size):
+        yield slice(start, start + size)
+
+
+def _logits(
+    hidden_CH: torch.Tensor, weight_VH: torch.Tensor, temperature: float, softcap: float | None
+) -> torch.Tensor:
+    logits_CV = capped(hidden_CH @ weight_VH.T, softcap).float()
+    return logits_CV if temperature == 1 else logits_CV.div_(temperature)
+
+
+def _slope(
+    logits_CV: torch.Tensor,
+    lse_C1: torch.Tensor,
+    target_C1: torch.Tensor,
+    temperature: float,
+    softcap: float | None,
+) -> torch.Tensor:
+    """d logprob / d (hidden · W), written over the logits."""
+    # tanh' = 1 − tanh², and the capped logit is softcap · tanh.
+    bend_CV = None if softcap is None else 1 - (logits_CV * (temperature / softcap)) ** 2
+    slope_CV = logits_CV.sub_(lse_C1).exp_().neg_()
+    slope_CV.scatter_add_(1, target_C1, torch.ones_like(lse_C1))
+    if temperature != 1:
+        slope_CV.div_(temperature)
+    return slope_CV if bend_CV is None else slope_CV.mul_(bend_CV)
 
 
 def target_logprobs(
@@ -46,10 +93,11 @@ def target_logprobs(
     source_N: torch.Tensor,
     target_N: torch.Tensor,
     temperature: float = 1.0,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """Float32 log-probability [N] of token `target_N[n]` as predicted from row position `source_N[n]`."""
     hidden_NH = hidden_TH.index_select(0, source_N)
     if torch.is_autocast_enabled(hidden_NH.device.type):
         dtype = torch.get_autocast_dtype(hidden_NH.device.type)
         hidden_NH, weight_VH = hidden_NH.to(dtype), weight_VH.to(dtype)
-    return _ChunkedLogProbs.apply(hidden_NH, weight_VH, target_N, temperature)
+    return _ChunkedLogProbs.apply(hidden_NH, weight_VH, target_N, temperature, softcap, torch.is_grad_enabled())

@@ -1,8 +1,10 @@
 """Models from Hugging Face folders, run through our attention and experts."""
 
+import math
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -11,10 +13,22 @@ from transformers.utils import logging as transformers_logging
 from posttrain.engine import adapters
 from posttrain.engine.attention import NAME as ATTENTION
 from posttrain.engine.experts import NAME as EXPERTS
-from posttrain.errors import ModelError
+from posttrain.errors import MachineError, ModelError
+from posttrain.host.machine import available_bytes
+from posttrain.recipe.types import Precision
 
-SUPPORTED = ("gpt_oss",)
-"""Architectures whose logits the tests compare with stock transformers."""
+SUPPORTED = (
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "gpt_oss",
+    "llama",
+    "mixtral",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+)
+"""Architectures whose logits and gradients the tests compare with stock transformers."""
 
 
 def load_model(base: Path, adapter: Path | None = None, fresh_seed: int | None = None) -> PreTrainedModel:
@@ -30,9 +44,13 @@ def load_model(base: Path, adapter: Path | None = None, fresh_seed: int | None =
     except (OSError, ValueError) as error:
         raise ModelError(f"{base} is not a model folder: {error}") from error
     if config.model_type not in SUPPORTED:
-        raise ModelError(f"{base}: architecture {config.model_type!r} is not supported; supported are {SUPPORTED}")
+        supported = ", ".join(SUPPORTED)
+        raise ModelError(f"{base}: architecture {config.model_type!r} is not supported; supported are {supported}")
+    if getattr(config, "use_bidirectional_attention", False):
+        raise ModelError(f"{base}: use_bidirectional_attention is set; only causal models are supported")
     config._attn_implementation, config._experts_implementation = ATTENTION, EXPERTS
     if list(base.glob("*.safetensors")):
+        _require_memory(base)
         model = _read(base, config)
     elif fresh_seed is not None:
         torch.manual_seed(fresh_seed)
@@ -44,6 +62,20 @@ def load_model(base: Path, adapter: Path | None = None, fresh_seed: int | None =
     if adapter is not None:
         adapters.load(model, adapter)
     return model
+
+
+def _require_memory(base: Path) -> None:
+    """Raise MachineError before loading weights that do not fit, with what is needed and what there is."""
+    needed = 0
+    for file in base.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            needed += sum(4 * math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    available = available_bytes()
+    if needed > available:
+        raise MachineError(
+            f"{base} needs {needed / 1e9:.1f} GB of memory in float32, and {available / 1e9:.1f} GB are available: "
+            f"choose a smaller base, or run this on a machine with more memory"
+        )
 
 
 def _read(base: Path, config: PreTrainedConfig) -> PreTrainedModel:
@@ -73,6 +105,19 @@ def save_model(model: nn.Module, folder: Path) -> None:
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def hold_frozen(model: nn.Module, precision: Precision) -> None:
+    """Keep frozen matrices in the type that products take them in: the same bits, half the memory, no casts."""
+    if precision == "float32":
+        return
+    # A tied head is the embedding, whose type is that of the residual stream: it stays.
+    shared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for module in model.modules():
+        if isinstance(module, nn.Linear) or adapters.is_experts(module):
+            for parameter in module.parameters(recurse=False):
+                if not parameter.requires_grad and id(parameter) not in shared:
+                    parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def unfreeze_adapter(model: nn.Module) -> None:

@@ -22,6 +22,17 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def available_bytes() -> int:
+    """Memory that a new process could have without swapping; all of it where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    return memory_bytes()
+
+
 def gpu_names() -> list[str]:
     """Names of the NVIDIA GPUs that the driver lists; empty without one."""
     program = shutil.which("nvidia-smi")
@@ -58,4 +69,6 @@ def set_thread_environment(threads: int) -> None:
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Kernels for bfloat16 products are compiled per shape; the default of 1024 forgets them from step to step.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

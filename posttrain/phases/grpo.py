@@ -1,5 +1,6 @@
 """Reinforcement learning on episode groups: rollout, scores, episodes to disk, update."""
 
+from itertools import accumulate
 from typing import Any, get_args
 
 import numpy as np
@@ -9,14 +10,17 @@ from posttrain.chat.render import Renderer, renderer
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.data.order import Samples
 from posttrain.data.shard import Shard
-from posttrain.engine.objectives import dr_grpo_sum, group_advantages
+from posttrain.engine.forward import token_logprobs
+from posttrain.engine.model import trainable
+from posttrain.engine.objectives import Rollouts, group_advantages, policy_denominator, policy_sum, truncated_weights
 from posttrain.engine.packing import Item, MicroBatch
+from posttrain.engine.reference import Reference
 from posttrain.engine.step import StepReport, train_step
 from posttrain.errors import PhaseFault
 from posttrain.phases.context import PhaseContext, PhaseOutcome
 from posttrain.phases.finish import save_state
 from posttrain.phases.loop import TrainingLoop, load_trainable
-from posttrain.recipe.types import GrpoPhase
+from posttrain.recipe.types import DrGrpo, GrpoPhase
 from posttrain.rollout.episodes import Ended, Episode, run_episodes, seed_of, trimmed
 from posttrain.rollout.sampler import Sampler
 from posttrain.run import faults
@@ -25,10 +29,12 @@ from posttrain.run.journal import append_lines, read_lines
 
 def run(context: PhaseContext, phase: GrpoPhase) -> PhaseOutcome:
     tasks = Shard(context.dataset_folder(phase.dataset))
-    model = load_trainable(context, phase.model, phase.trainable, phase.name)
+    model = load_trainable(context, phase)
     tokenizer = Tokenizer.load(context.base_folder(context.states[phase.model]))
     render = renderer(context.recipe.chat, tokenizer)
     sampler = Sampler(model, render.stop_tokens, phase.precision, context.execution.rollout_tokens)
+    # Before a checkpoint is restored: this is the phase's input state.
+    reference = Reference(trainable(model)) if phase.kl_weight else None
     loop = TrainingLoop(context, phase.optimizer, phase.steps, model, context.fingerprint, "steps")
     written = episodes_on_disk(context, phase)
     order = Samples(tasks.mixture(context.recipe.seed))
@@ -46,7 +52,7 @@ def run(context: PhaseContext, phase: GrpoPhase) -> PhaseOutcome:
             episodes = [as_row(phase, step, place, episode, render) for place, episode in enumerate(played)]
             append_lines(context.folder.samples, episodes, sync=True)
             faults.reach("grpo.episodes_written")
-        report = update(context, phase, loop, episodes, step)
+        report = update(context, phase, loop, reference, episodes, step)
         loop.record(step, report, **rollout_metrics(phase, episodes))
 
     state, outputs = save_state(context, phase, model)
@@ -109,29 +115,46 @@ def update(
     context: PhaseContext,
     phase: GrpoPhase,
     loop: TrainingLoop,
+    reference: Reference | None,
     episodes: list[dict[str, Any]],
     step: int,
 ) -> StepReport:
     """`updates_per_rollout` optimizer steps on the groups' episodes, none if no group has spread; the last report."""
     groups = [episodes[at : at + phase.group_size] for at in range(0, len(episodes), phase.group_size)]
-    advantages = [group_advantages([episode["score"] for episode in group]) for group in groups]
-    # A group without spread has no gradient: it is counted in the metrics and costs no forward pass.
-    live = [number for number, values in enumerate(advantages) if any(values)]
+    by_spread = not isinstance(phase.objective, DrGrpo)
+    advantages = [group_advantages([episode["score"] for episode in group], by_spread) for group in groups]
+    # A group without spread has no gradient but the divergence's: it is counted in the metrics and costs no pass.
+    live = [number for number, values in enumerate(advantages) if any(values) or reference is not None]
     if not live:
         return StepReport(loss=0.0, gradient_norm=0.0, tokens=0, target_tokens=0, seconds=0.0, sums={})
     items = [group_item(groups[number]) for number in live]
     advantage_S = torch.tensor([value for number in live for value in advantages[number]])
-    old_S = [
-        torch.tensor(episode["logprobs"])[torch.tensor(episode["sampled"], dtype=torch.bool)]
-        for number in live
-        for episode in groups[number]
-    ]
-    scorable = sum(episode["score"] is not None for episode in episodes)
+    sampler_N = torch.cat(
+        [torch.tensor(episode["logprobs"])[trained(episode)] for number in live for episode in groups[number]]
+    )
+    scorable = [episode for episode in episodes if episode["score"] is not None]
+    plan = phase.precision, context.execution.micro_batch_tokens, phase.sampling.temperature
+    old_N, weight_N, reference_N = sampler_N, None, None
+    if phase.sampler_ratio_cap is not None:
+        old_N, _ = token_logprobs(loop.model, items, *plan)
+        weight_N = truncated_weights(old_N, sampler_N, phase.sampler_ratio_cap)
+    if reference is not None:
+        with reference.in_place():
+            reference_N, _ = token_logprobs(loop.model, items, *plan)
+    first_S = [0, *accumulate(int(mask.sum()) for item in items for mask in item.targets)]
 
     def loss_sum(logprob_N: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, dict[str, float]]:
-        old_N = torch.cat([old_S[sequence] for sequence in batch.sequences])
-        total = dr_grpo_sum(logprob_N, old_N, advantage_S[batch.sequence_N], phase.clip_low, phase.clip_high)
-        return total, {"drift": (logprob_N.detach() - old_N).abs().sum().item()}
+        here = slice(first_S[batch.sequences.start], first_S[batch.sequences.stop])
+        rollouts = Rollouts(
+            old_N[here],
+            advantage_S[batch.sequence_N],
+            batch.sequence_N - batch.sequences.start,
+            len(batch.sequences),
+            None if weight_N is None else weight_N[here],
+            None if reference_N is None else reference_N[here],
+        )
+        total = policy_sum(phase.objective, logprob_N, rollouts, phase.kl_weight)
+        return total, {"drift": (logprob_N.detach() - sampler_N[here]).abs().sum().item()}
 
     for _ in range(phase.updates_per_rollout):
         report = train_step(
@@ -139,7 +162,12 @@ def update(
             loop.optimizer,
             items,
             loss_sum,
-            denominator=scorable * phase.sampling.max_new_tokens * phase.sampling.max_turns,
+            denominator=policy_denominator(
+                phase.objective,
+                len(scorable),
+                phase.sampling.max_new_tokens * phase.sampling.max_turns,
+                sum(sum(episode["sampled"]) for episode in scorable),
+            ),
             learning_rate=loop.learning_rate(step),
             clip_norm=phase.optimizer.clip_norm,
             precision=phase.precision,
@@ -155,8 +183,13 @@ def group_item(group: list[dict[str, Any]]) -> Item:
     return Item(
         np.array(group[0]["prompt_tokens"], np.int64),
         tuple(np.array(episode["tokens"], np.int64) for episode in group),
-        tuple(np.array(episode["sampled"], bool) for episode in group),
+        tuple(trained(episode).numpy() for episode in group),
     )
+
+
+def trained(episode: dict[str, Any]) -> torch.Tensor:
+    """The tokens that the policy is trained on: those it sampled, none of an unscorable episode."""
+    return torch.tensor(episode["sampled"], dtype=torch.bool) & (episode["score"] is not None)
 
 
 def rollout_metrics(phase: GrpoPhase, episodes: list[dict[str, Any]]) -> dict[str, float]:

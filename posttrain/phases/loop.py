@@ -1,6 +1,7 @@
 """The frame of every training phase: where to begin, what to write after a step, when to save and when to stop."""
 
 import random
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,11 @@ import torch
 from transformers import PreTrainedModel
 
 from posttrain.engine import adapters, checkpoint
+from posttrain.engine.activations import keep_activations
 from posttrain.engine.checkpoint import TrainingState
-from posttrain.engine.model import load_model, trainable, unfreeze_adapter
+from posttrain.engine.model import hold_frozen, load_model, trainable, unfreeze_adapter
 from posttrain.engine.optimizer import learning_rate, make_optimizer
+from posttrain.engine.routing import RoutingWatch
 from posttrain.engine.step import StepReport
 from posttrain.errors import Stopped
 from posttrain.phases.context import PhaseContext
@@ -20,8 +23,10 @@ from posttrain.recipe.types import (
     AdamW,
     ContinueAdapter,
     FullParameters,
+    GrpoPhase,
     Lora,
-    Trainable,
+    PreferencePhase,
+    SftPhase,
 )
 from posttrain.rollout.episodes import seed_of
 from posttrain.run import faults
@@ -29,17 +34,17 @@ from posttrain.run.folder import write_atomic
 from posttrain.run.journal import append_lines, as_line, read_lines
 
 
-def load_trainable(context: PhaseContext, model_name: str, spec: Trainable, phase: str) -> PreTrainedModel:
+def load_trainable(context: PhaseContext, phase: SftPhase | PreferencePhase | GrpoPhase) -> PreTrainedModel:
     """The phase's model state with what the phase may train unfrozen."""
     torch.set_num_threads(context.execution.threads)
-    seed = seed_of(context.recipe.seed, phase, "init")
+    seed = seed_of(context.recipe.seed, phase.name, "init")
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    state = context.states[model_name]
+    state = context.states[phase.model]
     model = load_model(context.base_folder(state), context.adapter_folder(state), fresh_seed=context.recipe.seed)
-    match spec:
-        case Lora():
+    match phase.trainable:
+        case Lora() as spec:
             adapters.attach(model, spec)
             adapters.initialise(model, torch.Generator().manual_seed(seed))
             unfreeze_adapter(model)
@@ -47,6 +52,8 @@ def load_trainable(context: PhaseContext, model_name: str, spec: Trainable, phas
             unfreeze_adapter(model)
         case FullParameters():
             model.requires_grad_(True)
+    hold_frozen(model, phase.precision)
+    keep_activations(model, context.execution)
     return model
 
 
@@ -66,6 +73,7 @@ class TrainingLoop:
         parameters = trainable(self.model)
         self.optimizer = make_optimizer(self.optimizer_spec, parameters.values())
         self.state = TrainingState(parameters, self.optimizer, self.identity)
+        self.routing = RoutingWatch(self.model)
         self.done = 0
         self._shown: dict[str, str] = {}
 
@@ -113,13 +121,14 @@ class TrainingLoop:
             "tokens": report.tokens,
             "target_tokens": report.target_tokens,
             "seconds": round(report.seconds, 4),
+            **self.routing.take(),
             **extra,
         }
         append_lines(self.context.folder.metrics, [row])
         self._shown = {"loss": f"{report.loss:.3f}"} | {name: f"{value:.3f}" for name, value in extra.items()}
 
     def summary(self) -> dict[str, float]:
-        """Result metrics from the raw rows: last loss, tokens, tokens per second of this phase."""
+        """Result metrics from the raw rows: last loss, tokens, tokens per second, and the process's peak memory."""
         rows = list(read_lines(self.context.folder.metrics))
         tokens = sum(row["tokens"] for row in rows)
         seconds = sum(row["seconds"] for row in rows)
@@ -129,6 +138,7 @@ class TrainingLoop:
             "tokens": tokens,
             "target_tokens": sum(row["target_tokens"] for row in rows),
             "tokens_per_second": tokens / seconds if seconds else 0.0,
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
 
 

@@ -19,7 +19,7 @@ from posttrain.recipe.types import Batch, RowBatch, SampleBatch, SftPhase
 def run(context: PhaseContext, phase: SftPhase) -> PhaseOutcome:
     shard = Shard(context.dataset_folder(phase.dataset))
     items_of_step = batches(shard, phase.batch, context.recipe.seed)
-    model = load_trainable(context, phase.model, phase.trainable, phase.name)
+    model = load_trainable(context, phase)
     loop = TrainingLoop(context, phase.optimizer, phase.steps, model, context.fingerprint, "steps")
 
     for step in loop.remaining():

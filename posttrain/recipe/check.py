@@ -38,7 +38,17 @@ CONTENT_READ = {
 }
 """What content each kind of phase can read."""
 
-STEP_METRICS = ("loss", "gradient_norm", "learning_rate", "tokens", "target_tokens", "seconds")
+ROUTING_METRICS = ("expert_load_max", "dead_experts", "router_entropy")
+"""In the rows of models with experts."""
+STEP_METRICS = (
+    "loss",
+    "gradient_norm",
+    "learning_rate",
+    "tokens",
+    "target_tokens",
+    "seconds",
+    *ROUTING_METRICS,
+)
 METRICS_BY_KIND = {
     "sft": (*STEP_METRICS, "fill"),
     "preference": (*STEP_METRICS, "margin", "accuracy"),

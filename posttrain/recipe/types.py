@@ -395,14 +395,54 @@ class MergePhase(PhaseBase):
     dtype: Precision
 
 
+class Ipo(Frozen):
+    """Squared distance of the mean log-ratio margin per token from 1/(2β)."""
+
+    kind: Literal["ipo"]
+    beta: Annotated[float, Field(gt=0)]
+
+
+class Dpo(Frozen):
+    """Logistic loss of β times the summed log-ratio margin."""
+
+    kind: Literal["dpo"]
+    beta: Annotated[float, Field(gt=0)]
+
+
+class Kto(Frozen):
+    """Each completion for itself, chosen as desirable and rejected as undesirable."""
+
+    kind: Literal["kto"]
+    beta: Annotated[float, Field(gt=0)]
+    desirable_weight: Annotated[float, Field(gt=0)]
+    undesirable_weight: Annotated[float, Field(gt=0)]
+
+
+class Orpo(Frozen):
+    """Likelihood of the chosen completion and the log odds ratio; no reference."""
+
+    kind: Literal["orpo"]
+    odds_weight: Annotated[float, Field(gt=0)]
+
+
+class SimPo(Frozen):
+    """Logistic loss of β times the margin of mean log-probabilities, less `margin`; no reference."""
+
+    kind: Literal["simpo"]
+    beta: Annotated[float, Field(gt=0)]
+    margin: Annotated[float, Field(ge=0)]
+
+
+PreferenceObjective = Annotated[Ipo | Dpo | Kto | Orpo | SimPo, Field(discriminator="kind")]
+
+
 class PreferencePhase(PhaseBase):
     kind: Literal["preference"]
     model: str
     dataset: str
     trainable: Trainable
     precision: Precision
-    objective: Literal["ipo"]
-    beta: Annotated[float, Field(gt=0)]
+    objective: PreferenceObjective
     pairs_per_step: Positive
     steps: Positive
     optimizer: AdamW
@@ -417,19 +457,55 @@ class Sampling(Frozen):
     max_turns: Positive
 
 
+class DrGrpo(Frozen):
+    """Token ratios, clipped; divided by a constant, advantages not by the group's spread."""
+
+    kind: Literal["dr_grpo"]
+    clip_low: Annotated[float, Field(gt=0, lt=1)]
+    clip_high: Annotated[float, Field(gt=0)]
+
+
+class Dapo(Frozen):
+    """Token ratios, clipped; divided by the sampled tokens, advantages by the group's spread."""
+
+    kind: Literal["dapo"]
+    clip_low: Annotated[float, Field(gt=0, lt=1)]
+    clip_high: Annotated[float, Field(gt=0)]
+
+
+class Gspo(Frozen):
+    """One ratio per sequence, clipped; a mean over episodes, advantages divided by the group's spread."""
+
+    kind: Literal["gspo"]
+    clip_low: Annotated[float, Field(gt=0, lt=1)]
+    clip_high: Annotated[float, Field(gt=0)]
+
+
+class Cispo(Frozen):
+    """Capped token ratios as constant weights of a policy gradient; otherwise as DAPO."""
+
+    kind: Literal["cispo"]
+    ratio_cap: Annotated[float, Field(gt=0)]
+
+
+GrpoObjective = Annotated[DrGrpo | Dapo | Gspo | Cispo, Field(discriminator="kind")]
+
+
 class GrpoPhase(PhaseBase):
     kind: Literal["grpo"]
     model: str
     dataset: str
     trainable: Trainable
     precision: Precision
-    objective: Literal["dr_grpo"]
+    objective: GrpoObjective
+    kl_weight: Annotated[float, Field(ge=0)]
+    """Weight of the divergence from the phase's input state; 0 computes no reference."""
+    sampler_ratio_cap: Annotated[float, Field(gt=0)] | None
+    """Truncated importance sampling: the cap of trainer over sampler probability; None trusts the sampler's own."""
     groups_per_step: Positive
     group_size: Annotated[int, Field(ge=2)]
     steps: Positive
     updates_per_rollout: Positive
-    clip_low: Annotated[float, Field(gt=0, lt=1)]
-    clip_high: Annotated[float, Field(gt=0)]
     reward: dict[str, float]
     """Weights of the score's parts, by name; a part without one is only recorded."""
     pass_mark: float
@@ -509,6 +585,12 @@ class Execution(Frozen):
     threads: Positive = 2
     micro_batch_tokens: Positive = 8192
     """Tokens of one forward and backward pass, at most; an item longer than this goes alone."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again: nothing, each layer's feed-forward half, or all of it."""
+    mlp_tile_tokens: Positive | None = None
+    """Feed-forward blocks take so many tokens at a time and are recomputed; for rows too long to hold at once."""
+    activation_offload: Literal["none", "cpu"] = "none"
+    """Where tensors wait for the backward pass: with the model, or in the CPU's memory."""
     rollout_tokens: Positive = 65536
     """Key-value positions the sampler may hold at once."""
     checkpoint_every_steps: Positive = 50

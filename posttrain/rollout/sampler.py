@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from posttrain.engine.attention import Prefill, SlotCache
 from posttrain.engine.decode import decode_program
-from posttrain.engine.forward import head_weight, precision_context
+from posttrain.engine.forward import next_logits, precision_context
 from posttrain.engine.packing import Item, pack, plan_micro_batches
 from posttrain.recipe.types import Precision, Sampling
 
@@ -129,7 +129,7 @@ class Sampler:
         return self._logits(hidden_B1H[:, 0])
 
     def _logits(self, hidden_BH: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.linear(hidden_BH, head_weight(self.model)).float()
+        return next_logits(self.model, hidden_BH)
 
 
 def choose(logits_BV: torch.Tensor, uniform_B: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,14 +7,33 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from posttrain.engine import adapters
-from posttrain.engine.forward import batch_logprobs, hidden_states
+from posttrain.engine.forward import batch_logprobs, hidden_states, next_logits
 from posttrain.engine.model import load_model, trainable, unfreeze_adapter
 from posttrain.engine.packing import Item, pack
-from posttrain.errors import ModelError
+from posttrain.errors import MachineError, ModelError
 from posttrain.recipe.types import Lora
-from tests.engine.toys import save_toy
+from tests.engine.toys import ARCHITECTURES, save_toy
 
-LORA = Lora(kind="lora", rank=3, alpha=6, targets=("q_proj", "k_proj", "v_proj", "o_proj", "experts"))
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+DENSE = ("gate_proj", "up_proj", "down_proj")
+MIXTURES = ("gpt_oss", "mixtral", "qwen3_moe")
+
+
+def lora_for(architecture: str) -> Lora:
+    return Lora(kind="lora", rank=3, alpha=6, targets=ATTENTION + (("experts",) if architecture in MIXTURES else DENSE))
+
+
+def random_adapter(toy, lora: Lora, folder):
+    """An adapter folder with both factors random."""
+    model = load_model(toy)
+    adapters.attach(model, lora)
+    generator = torch.Generator().manual_seed(3)
+    adapters.initialise(model, generator)
+    with torch.no_grad():
+        for _, module in adapters.adapted(model):
+            module.lora_B.copy_(torch.randn(module.lora_B.shape, generator=generator) * 0.1)
+    adapters.save(model, folder, str(toy))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -24,17 +43,24 @@ def toy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def toy_adapter(toy, tmp_path_factory):
-    """An adapter folder with both factors random."""
-    model = load_model(toy)
-    adapters.attach(model, LORA)
-    generator = torch.Generator().manual_seed(3)
-    adapters.initialise(model, generator)
-    with torch.no_grad():
-        for _, module in adapters.adapted(model):
-            module.lora_B.copy_(torch.randn(module.lora_B.shape, generator=generator) * 0.1)
-    folder = tmp_path_factory.mktemp("adapter")
-    adapters.save(model, folder, str(toy))
-    return folder
+    return random_adapter(toy, lora_for("gpt_oss"), tmp_path_factory.mktemp("adapter"))
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def any_toy(request, tmp_path_factory):
+    return save_toy(tmp_path_factory.mktemp(request.param), architecture=request.param)
+
+
+@pytest.fixture(scope="module")
+def any_adapter(any_toy, tmp_path_factory):
+    architecture = load_model(any_toy).config.model_type
+    return random_adapter(any_toy, lora_for(architecture), tmp_path_factory.mktemp("adapter"))
+
+
+def stock_model(toy):
+    return AutoModelForCausalLM.from_pretrained(
+        toy, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+    )
 
 
 def documents(seed: int, lengths: list[int]) -> list[np.ndarray]:
@@ -50,21 +76,21 @@ def stock_logits(model, ids: np.ndarray) -> torch.Tensor:
     return model(torch.from_numpy(ids.astype(np.int64))[None], use_cache=False).logits[0]
 
 
-def test_packed_documents_equal_each_alone_in_stock_transformers(toy):
-    stock = AutoModelForCausalLM.from_pretrained(toy, dtype=torch.float32, attn_implementation="eager")
-    model = load_model(toy)
+def test_packed_documents_equal_each_alone_in_stock_transformers(any_toy):
+    stock = stock_model(any_toy)
+    model = load_model(any_toy)
     docs = documents(0, [5, 30, 1, 17, 9])
     batch = pack([as_item(ids) for ids in docs], 0)
     with torch.no_grad():
-        ours = model.lm_head(hidden_states(model, batch))
+        ours = next_logits(model, hidden_states(model, batch))
         alone = torch.cat([stock_logits(stock, ids) for ids in docs])
     assert alone.abs().max() > 1
     torch.testing.assert_close(ours, alone, atol=1e-5, rtol=1e-5)
 
 
-def test_every_gradient_of_a_packed_row_equals_stock_transformers(toy):
-    stock = AutoModelForCausalLM.from_pretrained(toy, dtype=torch.float32, attn_implementation="eager")
-    model = load_model(toy).requires_grad_(True)
+def test_every_gradient_of_a_packed_row_equals_stock_transformers(any_toy):
+    stock = stock_model(any_toy)
+    model = load_model(any_toy).requires_grad_(True)
     docs = documents(1, [12, 26, 7])
     logprobs = batch_logprobs(model, pack([as_item(ids) for ids in docs], 0), "float32")
     logprobs.sum().backward()
@@ -81,8 +107,8 @@ def test_every_gradient_of_a_packed_row_equals_stock_transformers(toy):
         assert difference < 1e-5, (name, difference)
 
 
-def test_sequences_behind_a_shared_prefix_equal_unshared_ones(toy):
-    model = load_model(toy).requires_grad_(True)
+def test_sequences_behind_a_shared_prefix_equal_unshared_ones(any_toy):
+    model = load_model(any_toy).requires_grad_(True)
     prefix, *tails = documents(2, [21, 4, 19, 1])
     shared = Item(prefix, tuple(tails), tuple(np.ones(len(tail), bool) for tail in tails))
     plain = [
@@ -106,26 +132,26 @@ def test_sequences_behind_a_shared_prefix_equal_unshared_ones(toy):
         assert (gradient - reference_grads[name]).norm() < 1e-5 * reference_grads[name].norm(), name
 
 
-def test_adapter_made_here_gives_the_same_logits_in_stock_peft(toy, toy_adapter):
-    base = AutoModelForCausalLM.from_pretrained(toy, dtype=torch.float32, attn_implementation="eager")
+def test_adapter_made_here_gives_the_same_logits_in_stock_peft(any_toy, any_adapter):
+    base = stock_model(any_toy)
     docs = documents(3, [11, 24])
     with torch.no_grad():
         without = torch.cat([stock_logits(base, ids) for ids in docs])
-        stock = PeftModel.from_pretrained(base, toy_adapter)
+        stock = PeftModel.from_pretrained(base, any_adapter)
         expected = torch.cat([stock_logits(stock, ids) for ids in docs])
-        model = load_model(toy, toy_adapter)
-        ours = model.lm_head(hidden_states(model, pack([as_item(ids) for ids in docs], 0)))
+        model = load_model(any_toy, any_adapter)
+        ours = next_logits(model, hidden_states(model, pack([as_item(ids) for ids in docs], 0)))
     assert (expected - without).abs().max() > 0.5
     torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-5)
 
 
-def test_adapter_gradients_equal_stock_peft(toy, toy_adapter):
+def test_adapter_gradients_equal_stock_peft(any_toy, any_adapter):
     stock = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(toy, dtype=torch.float32, attn_implementation="eager"),
-        toy_adapter,
+        stock_model(any_toy),
+        any_adapter,
         is_trainable=True,
     )
-    model = load_model(toy, toy_adapter)
+    model = load_model(any_toy, any_adapter)
     unfreeze_adapter(model)
     ids = documents(4, [25])[0]
     (-batch_logprobs(model, pack([as_item(ids)], 0), "float32").mean()).backward()
@@ -177,3 +203,15 @@ def test_an_adapter_for_another_model_is_refused(toy_adapter, tmp_path):
     other = save_toy(tmp_path / "other", hidden_size=32)
     with pytest.raises(ModelError, match="not this model's"):
         load_model(other, toy_adapter)
+
+
+def test_too_little_memory_is_said_before_loading(toy, monkeypatch):
+    monkeypatch.setattr("posttrain.engine.model.available_bytes", lambda: 1000)
+    with pytest.raises(MachineError, match=r"needs 0\.0 GB .* and 0\.0 GB are available: choose a smaller base"):
+        load_model(toy)
+
+
+def test_an_unknown_architecture_is_refused_by_name(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ModelError, match="'gpt2' is not supported; supported are gemma, gemma2, gemma3_text, gpt_oss"):
+        load_model(tmp_path)

@@ -42,11 +42,13 @@ def test_what_could_not_be_scored_is_counted_and_left_out_of_the_mean() -> None:
 
 def test_a_group_shares_its_prompt_and_only_sampled_tokens_are_targets() -> None:
     group = [
-        {"prompt_tokens": [7, 8, 9], "tokens": [1, 2, 3], "sampled": [1, 0, 1]},
-        {"prompt_tokens": [7, 8, 9], "tokens": [4, 5], "sampled": [1, 1]},
+        {"prompt_tokens": [7, 8, 9], "tokens": [1, 2, 3], "sampled": [1, 0, 1], "score": 0.5},
+        {"prompt_tokens": [7, 8, 9], "tokens": [4, 5], "sampled": [1, 1], "score": 0.0},
+        {"prompt_tokens": [7, 8, 9], "tokens": [6], "sampled": [1], "score": None},
     ]
     item = group_item(group)
     assert item.prefix.tolist() == [7, 8, 9]
-    assert [tokens.tolist() for tokens in item.tokens] == [[1, 2, 3], [4, 5]]
-    assert item.num_targets == 4 and item.size == 8
-    assert np.concatenate(item.targets).tolist() == [True, False, True, True, True]
+    assert [tokens.tolist() for tokens in item.tokens] == [[1, 2, 3], [4, 5], [6]]
+    assert item.num_targets == 4 and item.size == 9
+    # An unscorable member trains nothing.
+    assert np.concatenate(item.targets).tolist() == [True, False, True, True, True, False]

@@ -1,0 +1,65 @@
+"""Routing metrics on choices that are set by hand, and the sorting of rows."""
+
+import pytest
+import torch
+
+from posttrain.engine.experts import route, row_multiple
+from posttrain.engine.forward import batch_logprobs
+from posttrain.engine.model import load_model
+from posttrain.engine.packing import pack
+from posttrain.engine.routing import RoutingWatch
+from tests.engine.test_exactness import as_item, documents
+from tests.engine.toys import save_toy
+
+
+def test_a_router_that_prefers_two_experts(tmp_path):
+    model = load_model(save_toy(tmp_path))
+    for layer in model.get_decoder().layers:
+        layer.mlp.router.weight.data.zero_()
+        layer.mlp.router.bias.data.copy_(torch.log(torch.tensor([4.0, 4.0, 1.0, 1.0])))
+    watch = RoutingWatch(model)
+    batch = pack([as_item(ids) for ids in documents(0, [9, 14])], 0)
+    with torch.no_grad():
+        batch_logprobs(model, batch, "float32")
+    assert watch.take() == {}
+    batch_logprobs(model, batch, "float32")
+    values = watch.take()
+    # Every token chooses experts 0 and 1: each has half of the choices where a quarter is even; 2 of 4 dead, 2 layers.
+    assert values["expert_load_max"] == pytest.approx(2.0)
+    assert values["dead_experts"] == 4
+    # Entropy of .4, .4, .1, .1
+    assert values["router_entropy"] == pytest.approx(1.19355, abs=1e-4)
+    assert watch.take() == {}
+
+
+def test_a_dense_model_has_no_routing(tmp_path):
+    model = load_model(save_toy(tmp_path, architecture="llama"))
+    watch = RoutingWatch(model)
+    batch_logprobs(model, pack([as_item(ids) for ids in documents(0, [9])], 0), "float32")
+    assert watch.take() == {}
+
+
+def test_rows_are_sorted_and_filled_up_with_rows_of_no_weight():
+    indices = torch.tensor([[2, 0], [0, 3], [3, 2]] * 16)
+    weights = torch.rand(48, 2, generator=torch.Generator().manual_seed(0)) + 0.1
+    routing = route(indices, weights, num_experts=4)
+    multiple = row_multiple(96, 4)
+    assert multiple == 4
+    assert all((stop - start) % multiple == 0 for start, stop in routing.bounds)
+    assert routing.bounds[1][0] == routing.bounds[1][1]
+    for token in range(48):
+        for choice in range(2):
+            row = int(routing.place_Tk[token, choice])
+            start, stop = routing.bounds[int(indices[token, choice])]
+            assert start <= row < stop
+            assert routing.token_P[row] == token
+            assert routing.weight_P[row] == weights[token, choice]
+    used = torch.zeros(len(routing.token_P), dtype=torch.bool)
+    used[routing.place_Tk.reshape(-1)] = True
+    assert used.sum() == 96
+    assert routing.weight_P[~used].eq(0).all()
+
+
+@pytest.mark.parametrize(("rows", "experts", "multiple"), [(100, 32, 1), (1024, 32, 8), (17600, 32, 64), (4, 2, 1)])
+def test_few_rows_are_wasted(rows, experts, multiple):
+    assert row_multiple(rows, experts) == multiple

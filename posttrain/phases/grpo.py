@@ -124,7 +124,12 @@ def update(
     by_spread = not isinstance(phase.objective, DrGrpo)
     advantages = [group_advantages([episode["score"] for episode in group], by_spread) for group in groups]
     # A group without spread has no gradient but the divergence's: it is counted in the metrics and costs no pass.
-    live = [number for number, values in enumerate(advantages) if any(values) or reference is not None]
+    has_gradient = any if reference is None else (lambda values: True)
+    live = [
+        number
+        for number, values in enumerate(advantages)
+        if has_gradient(values) and any(episode["score"] is not None for episode in groups[number])
+    ]
     if not live:
         return StepReport(loss=0.0, gradient_norm=0.0, tokens=0, target_tokens=0, seconds=0.0, sums={})
     items = [group_item(groups[number]) for number in live]

@@ -1,4 +1,4 @@
-"""The smoke curriculum with KTO's divergence, a KL term and truncated importance weights."""
+"""The smoke curriculum with other objectives: KTO, and GSPO with a divergence and truncated importance weights."""
 
 from posttrain.recipe.types import GrpoPhase, Gspo, Kto, PreferencePhase, Recipe
 from posttrain.recipes.smoke import smoke

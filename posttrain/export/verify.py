@@ -16,12 +16,13 @@ from posttrain.engine.forward import hidden_states
 from posttrain.engine.model import load_model
 from posttrain.engine.packing import Item, pack
 from posttrain.errors import MachineError
-from posttrain.export.gguf import GgufType, yarn_is_rounded
+from posttrain.export.gguf_layout import yarn_is_rounded
+from posttrain.export.gguf_types import GgufType
 from posttrain.export.llama import ask_llama
 
 POSITIONS = 64
 """Logits are compared at so many last positions of each prompt: all of a large model's would not fit in memory."""
-NEAR_TIE = {"f32": 0.02, "bf16": 0.2, "q8_0": 0.5}
+NEAR_TIE = {"f32": 0.02, "f16": 0.1, "bf16": 0.2, "q8_0": 0.5, "q4_0": 2.0, "mxfp4": 2.0, "auto": 2.0}
 """A greedy token may differ from transformers' where its logit is this close to the best one: llama.cpp rounds the
 activations to the type of the weights it multiplies them with."""
 Logits = list[torch.Tensor]

@@ -141,7 +141,9 @@ def dense_base(folder: Path, model_type: str, seed: int = 0, **changes: object) 
             elif "bias" in name:
                 parameter.normal_(0, 0.5)
             else:
-                parameter.normal_(0, 0.12 if "embed" not in name else 1.0)
+                # Large enough that the layers, not the tied embedding alone, decide the next token.
+                embedding = 0.1 if model_type.startswith("gemma") else 0.5
+                parameter.normal_(0, embedding if "embed" in name else 0.3)
     model.save_pretrained(folder)
     return folder
 

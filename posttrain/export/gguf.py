@@ -124,22 +124,17 @@ class Source:
         weight = self.weight
         if weight.experts:
             rows = weight.rows // count
-            half = self._half(index, count, rows)
+            half = rows_of(self.family, index, count, rows)
             shape: tuple[int, ...] = (weight.experts, rows, weight.columns)
             stored = self._stored(name, shape, "mxfp4" if file_type == "mxfp4" else file_type, experts=True)
             return GgufTensor(name, shape, stored, lambda: self._expert_parts(name, stored, half))
         shape = weight.specs[0].shape
         if count > 1:  # a bias of gate and up
-            half = self._half(index, count, shape[1] // count)
+            half = rows_of(self.family, index, count, shape[1] // count)
             shape = (shape[0], shape[1] // count)
             return GgufTensor(name, shape, Stored.F32, lambda: self._split_bias(name, half))
         stored = self._stored(name, shape, file_type, experts=False)
         return GgufTensor(name, shape, stored, lambda: self._parts(name, stored))
-
-    def _half(self, index: int, count: int, rows: int) -> slice:
-        if self.family.interleaved:
-            return slice(index, None, count)
-        return slice(index * rows, (index + 1) * rows)
 
     def _stored(self, name: str, shape: tuple[int, ...], file_type: str, experts: bool) -> Stored:
         wanted = Stored.MXFP4 if file_type == "mxfp4" and experts else STORED[file_type]
@@ -170,23 +165,32 @@ class Source:
             yield encode(finite(part[..., half], name), Stored.F32, name)
 
     def _parts(self, name: str, stored: Stored) -> Iterator[torch.Tensor]:
-        heads = self._rotated_heads(name)
+        heads = rotated_heads(name, self.family, self.config)
         parts = self.merged.parts(self.weight, self.factors)
         if heads:
-            whole = torch.cat(list(parts))
-            # Halves of every head, one above the other, become neighbours.
-            parts = iter([whole.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(whole.shape)])
+            parts = iter([rotate_pairs(torch.cat(list(parts)), heads)])
         for part in parts:
             if self.family.norm_offset and name.endswith("norm.weight"):
                 part = part.float() + self.family.norm_offset
             yield encode(finite(part, self.weight.name), stored, name)
 
-    def _rotated_heads(self, name: str) -> int:
-        """The heads whose rows are reordered; 0 where none are."""
-        part = name.split(".")[-2]
-        if not self.family.rotated_pairs or part not in ("attn_q", "attn_k"):
-            return 0
-        return int(self.config["num_attention_heads" if part == "attn_q" else "num_key_value_heads"])
+
+def rows_of(family: Family, index: int, count: int, rows: int) -> slice:
+    """The rows of the `index`-th of `count` weights that are stored as one."""
+    return slice(index, None, count) if family.interleaved else slice(index * rows, (index + 1) * rows)
+
+
+def rotated_heads(name: str, family: Family, config: Config) -> int:
+    """The heads whose rows are reordered; 0 where none are."""
+    part = name.split(".")[-2]
+    if not family.rotated_pairs or part not in ("attn_q", "attn_k"):
+        return 0
+    return int(config["num_attention_heads" if part == "attn_q" else "num_key_value_heads"])
+
+
+def rotate_pairs(whole: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows with the halves of every head, which lie one above the other, made neighbours."""
+    return whole.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(whole.shape)
 
 
 def write_gguf(

@@ -60,6 +60,16 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
     return Vocabulary(tokens, types, merges, name, _prefixes_space(tokenizer), _begins_with_bos(file, tokens))
 
 
+def read_tokens(folder: Path) -> dict[int, str]:
+    """Token texts by id; empty where the folder has no tokenizer."""
+    file = folder / "tokenizer.json"
+    if not file.exists():
+        return {}
+    tokenizer = json.loads(file.read_text())
+    tokens = {index: text for text, index in tokenizer["model"]["vocab"].items()}
+    return tokens | {added["id"]: added["content"] for added in tokenizer.get("added_tokens", [])}
+
+
 def _kind(text: str, model: dict[str, Any], pieces: bool) -> TokenType:
     if pieces and BYTE.fullmatch(text):
         return TokenType.BYTE

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from posttrain.errors import ModelError, PhaseFault
 from posttrain.export import mxfp4
 from posttrain.export.gguf import write_gguf
+from posttrain.export.gguf_adapter import write_adapter
 from posttrain.export.gguf_types import GgufType
 from posttrain.export.llama import ask_llama
 from posttrain.export.merge import apply_merge, plan_merge
@@ -194,6 +195,20 @@ def test_llama_cpp_gives_the_merged_models_greedy_tokens(
     (tmp_path / "merged").mkdir()
     apply_merge(plan_merge(base, adapter, torch.float32), tmp_path / "merged")
     answer = ask_llama(tmp_path / "toy.gguf", prompts(), NEW_TOKENS, [])
+    assert answer.greedy == greedy(tmp_path / "merged", prompts())
+    assert answer.greedy != greedy(base, prompts())
+
+
+@needs_llama
+@pytest.mark.parametrize("family", ["gpt_oss", "qwen3_moe", "llama"])
+def test_llama_cpp_puts_the_adapter_on_the_base(folders: Path, tmp_path: Path, family: str) -> None:  # noqa: F811
+    """Base file and adapter file together give the merged model's tokens, experts and reordered heads included."""
+    base, adapter = folders / family / "base", folders / family / "adapter"
+    write_gguf(base, tmp_path / "base.gguf", "f32", "toy")
+    write_adapter(base, adapter, tmp_path / "adapter.gguf", "toy")
+    (tmp_path / "merged").mkdir()
+    apply_merge(plan_merge(base, adapter, torch.float32), tmp_path / "merged")
+    answer = ask_llama(tmp_path / "base.gguf", prompts(), NEW_TOKENS, [], adapter=tmp_path / "adapter.gguf")
     assert answer.greedy == greedy(tmp_path / "merged", prompts())
     assert answer.greedy != greedy(base, prompts())
 

@@ -1,9 +1,9 @@
 """How fast models are merged and written as GGUF, beside the disk and beside PEFT, and how much memory that takes.
 
-`python -m bench.export` makes a random GPT-OSS of 2 GB in a temporary folder, merges an adapter into it, alternating with
-plain writes of as many bytes, runs PEFT's `merge_and_unload` and `save_pretrained` on the same files, and writes GGUF
-files. `--one-layer` merges one layer of the 20B model's shapes instead, with its embedding and head. Everything is a
-process of its own, timed inside after its imports; files are synced before the clock stops. Prints tables and writes
+`python -m bench.export` makes a random GPT-OSS of 2 GB in a temporary folder, merges an adapter into it, alternating
+with plain writes of as many bytes, runs PEFT's `merge_and_unload` and `save_pretrained` on the same files, and writes
+GGUF files. `--one-layer` merges one layer of the 20B model's shapes instead, with its embedding and head. Everything is
+a process of its own, timed inside after its imports; files are synced before the clock stops. Prints tables and writes
 `bench/results/export*.json`.
 """
 
@@ -212,15 +212,13 @@ def summary(what: str, found: list[dict[str, float]]) -> dict[str, Any]:
 def show(rows: list[dict[str, Any]]) -> None:
     by_name = {row["what"]: row for row in rows}
     disk = by_name["disk"]["bytes_per_s"]
-    print(
-        f"{'what':10} {'median s':>9} {'all s':>24} {'GB':>6} {'MB/s':>7} {'of disk':>8} {'peak MB':>8} {'imports MB':>10}"
-    )
+    heads = f"{'what':10} {'median s':>9} {'all s':>24} {'GB':>6} {'MB/s':>7} {'of disk':>8}"
+    print(f"{heads} {'peak MB':>8} {'imports MB':>10}")
     for row in rows:
         every = " ".join(f"{one:.2f}" for one in row["seconds"])
-        print(
-            f"{row['what']:10} {row['median_s']:9.2f} {every:>24} {row['bytes'] / 1e9:6.2f} {row['bytes_per_s'] / 1e6:7.0f} "
-            f"{row['bytes_per_s'] / disk:8.0%} {row['peak_bytes'] / 1e6:8.0f} {row['imports_bytes'] / 1e6:10.0f}"
-        )
+        rate = f"{row['bytes_per_s'] / 1e6:7.0f} {row['bytes_per_s'] / disk:8.0%}"
+        memory = f"{row['peak_bytes'] / 1e6:8.0f} {row['imports_bytes'] / 1e6:10.0f}"
+        print(f"{row['what']:10} {row['median_s']:9.2f} {every:>24} {row['bytes'] / 1e9:6.2f} {rate} {memory}")
     if "peft" in by_name:
         print(f"merge against PEFT: {by_name['peft']['median_s'] / by_name['merge']['median_s']:.1f} times as fast")
 

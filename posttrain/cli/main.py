@@ -16,6 +16,8 @@ COMMANDS = {
     "status": ("Show where a run stands.", "posttrain.cli.status:status"),
     "logs": ("Print the log of a run's last attempt.", "posttrain.cli.logs:logs"),
     "report": ("Rebuild a run's report from its files.", "posttrain.cli.report:report"),
+    "export": ("Write a run's best model, or a model folder, in other formats.", "posttrain.cli.export:export"),
+    "push": ("Put an export on the hub, with a model card; private unless told.", "posttrain.cli.push:push"),
     "chat": ("Talk to a run's result in the terminal.", "posttrain.cli.chat:chat"),
     "data": ("Build, look at and export datasets.", "posttrain.cli.data:data"),
     "render": ("Show conversations as tokens and what is learned of them.", "posttrain.cli.render:render"),

@@ -1,220 +1,259 @@
-"""Write a merged GPT-OSS folder as one GGUF file that llama.cpp loads (architecture `gpt-oss`).
+"""Write a model folder, with or without an adapter, as one GGUF file that llama.cpp loads: merged, quantized and
+written in one pass.
 
-Tensor names, hyper-parameters and types follow what llama.cpp reads for this architecture: expert weights are stored
-(expert, out, in), gate and up apart, sinks under `.weight`; norms, biases, sinks and the router stay float32.
+Expert weights are stored (expert, out, in) with gate and up apart; norms, biases, sinks and the router stay float32.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-import numpy as np
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileType, RopeScalingType
-from gguf.quants import quant_shape_to_byte_shape, quantize
+from gguf import GGML_QUANT_SIZES, GGUFWriter
 
 from posttrain.errors import ModelError
+from posttrain.export import mxfp4
+from posttrain.export.factors import Factors, plan_factors
+from posttrain.export.gguf_layout import (
+    MODEL_NAMES,
+    Config,
+    Family,
+    add_hyperparameters,
+    family_of,
+    rope_factors,
+)
+from posttrain.export.gguf_types import FILE_TYPES, FLOATS, STORED, GgufType, Stored, encode, stored_bytes
 from posttrain.export.gguf_vocabulary import add_vocabulary, read_vocabulary
-from posttrain.export.tensors import TensorFolder
+from posttrain.export.merge import MergedWeights, finite
+from posttrain.export.stream import FileStream
+from posttrain.export.tensors import TensorFolder, as_bytes
+from posttrain.export.weights import Weight, find_weights
+from posttrain.run import faults
 
-GgufType = Literal["f32", "bf16", "q8_0"]
-STORED = {
-    "f32": GGMLQuantizationType.F32,
-    "bf16": GGMLQuantizationType.BF16,
-    "q8_0": GGMLQuantizationType.Q8_0,
-}
-FILE_TYPES = {
-    "f32": LlamaFileType.ALL_F32,
-    "bf16": LlamaFileType.MOSTLY_BF16,
-    "q8_0": LlamaFileType.MOSTLY_Q8_0,
-}
-ARCHITECTURE = "gpt-oss"
-MODEL_NAMES = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
-LAYER_NAMES = {
-    "input_layernorm.weight": "attn_norm.weight",
-    "post_attention_layernorm.weight": "post_attention_norm.weight",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.sinks": "attn_sinks.weight",
-    "mlp.router": "ffn_gate_inp",
-    "mlp.experts.down_proj": "ffn_down_exps.weight",
-    "mlp.experts.down_proj_bias": "ffn_down_exps.bias",
-}
-KEPT_FLOAT32 = (".bias", "norm.weight", "sinks.weight", "ffn_gate_inp.weight")
-Read = Callable[[], torch.Tensor]
+KEPT_FLOAT32 = (".bias", "norm.weight", "sinks.weight", "ffn_gate_inp.weight", "rope_freqs.weight")
+ALIGNMENT = 32
+Parts = Callable[[], Iterator[torch.Tensor]]
 
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """One tensor of the file; `read` gives it in float32 in the shape GGUF stores, slowest dimension first."""
+    """One tensor of the file; `parts` gives its bytes as they are stored."""
 
     name: str
     shape: tuple[int, ...]
-    stored: GGMLQuantizationType
-    read: Read
-
-    @property
-    def byte_shape(self) -> tuple[int, ...]:
-        return quant_shape_to_byte_shape(self.shape, self.stored)
+    """Slowest dimension first, as numpy counts."""
+    stored: Stored
+    parts: Parts
 
     @property
     def bytes(self) -> int:
-        block, size = GGML_QUANT_SIZES[self.stored]
-        return int(np.prod(self.shape, dtype=np.int64)) // block * size
+        return stored_bytes(self.shape, self.stored)
 
 
-def plan_gguf(folder: Path, gguf_type: GgufType) -> list[GgufTensor]:
-    """Every tensor of the GGUF file; raises ModelError for a tensor that has no place in it."""
-    tensors = TensorFolder(folder)
-    plan: list[GgufTensor] = []
-    for name, spec in tensors.specs.items():
-        for gguf_name, shape, read in _translated(name, spec.shape, tensors):
-            plan.append(GgufTensor(gguf_name, shape, _stored_type(gguf_name, shape, gguf_type), read))
-    return sorted(plan, key=lambda tensor: tensor.name)
+@dataclass(frozen=True)
+class GgufPlan:
+    family: Family
+    config: Config
+    file_type: str
+    tensors: tuple[GgufTensor, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.bytes for tensor in self.tensors)
 
 
-def _translated(
-    name: str, shape: tuple[int, ...], tensors: TensorFolder
-) -> Iterator[tuple[str, tuple[int, ...], Read]]:
-    def whole() -> torch.Tensor:
-        return tensors.read(name).float()
-
-    if name in MODEL_NAMES:
-        yield MODEL_NAMES[name], shape, whole
-        return
-    prefix, _, rest = name.removeprefix("model.layers.").partition(".")
-    block = f"blk.{prefix}"
-    if rest in ("mlp.experts.gate_up_proj", "mlp.experts.gate_up_proj_bias"):
-        # Gate is the even columns and up the odd ones.
-        for start, half in enumerate(("gate", "up")):
-            if rest.endswith("_bias"):
-                yield f"{block}.ffn_{half}_exps.bias", (shape[0], shape[1] // 2), _half(whole, start)
-            else:
-                halved = (shape[0], shape[2] // 2, shape[1])
-                yield f"{block}.ffn_{half}_exps.weight", halved, _half(whole, start, transposed=True)
-    elif rest == "mlp.experts.down_proj":
-        yield f"{block}.{LAYER_NAMES[rest]}", (shape[0], shape[2], shape[1]), lambda: whole().transpose(1, 2)
-    elif rest in LAYER_NAMES:
-        yield f"{block}.{LAYER_NAMES[rest]}", shape, whole
-    else:
-        module, _, kind = rest.rpartition(".")
-        if module not in LAYER_NAMES or kind not in ("weight", "bias"):
-            raise ModelError(f"tensor {name} of {tensors.path} has no place in a {ARCHITECTURE} GGUF file")
-        yield f"{block}.{LAYER_NAMES[module]}.{kind}", shape, whole
+def resolved_type(gguf_type: GgufType, family: Family) -> str:
+    """What `auto` means for the family; ModelError for MXFP4 where there are no experts to hold it."""
+    has_experts = "ffn_gate_inp" in family.layer_names.values()
+    if gguf_type == "auto":
+        return "mxfp4" if family.architecture == "gpt-oss" else "q8_0"
+    if gguf_type == "mxfp4" and not has_experts:
+        raise ModelError(f"GGUF type mxfp4 is for experts; {family.architecture} has none: choose q8_0 or q4_0")
+    return gguf_type
 
 
-def _half(whole: Read, start: int, transposed: bool = False) -> Read:
-    def read() -> torch.Tensor:
-        half = whole()[..., start::2]
-        return half.transpose(1, 2) if transposed else half
+def plan_gguf(folder: Path, gguf_type: GgufType, adapter: Path | None = None) -> GgufPlan:
+    """Every tensor of the GGUF file; raises ModelError for a model or a tensor that has no place in one."""
+    family, config = family_of(folder)
+    file_type = resolved_type(gguf_type, family)
+    weights = find_weights(TensorFolder(folder), config)
+    factors = plan_factors(folder, weights, adapter) if adapter else {}
+    merged = MergedWeights(folder, adapter)
+    tensors: list[GgufTensor] = []
+    for name, weight in weights.items():
+        if name == "lm_head.weight" and config.get("tie_word_embeddings"):
+            continue  # the embedding's copy: llama.cpp takes the embedding where the output is absent
+        source = Source(merged, weight, factors.get(name), family, config)
+        names = gguf_names(name, family)
+        if names is None:
+            raise ModelError(f"tensor {name} of {folder} has no place in a {family.architecture} GGUF file")
+        for index, gguf_name in enumerate(names):
+            tensors.append(source.tensor(gguf_name, file_type, index, len(names)))
+    divisors = rope_factors(config)
+    if divisors is not None:
+        tensors.append(GgufTensor("rope_freqs.weight", tuple(divisors.shape), Stored.F32, lambda: iter([divisors])))
+    return GgufPlan(family, config, file_type, tuple(sorted(tensors, key=lambda tensor: tensor.name)))
 
-    return read
+
+def gguf_names(name: str, family: Family) -> list[str] | None:
+    """What llama.cpp calls a weight: two names where gate and up are one; None where it has no place."""
+    base, kind = name, "weight"
+    for suffix in (".weight", ".bias", "_bias"):
+        if name.endswith(suffix):
+            base, kind = name.removesuffix(suffix), suffix[1:]
+    if base in MODEL_NAMES:
+        return [f"{MODEL_NAMES[base]}.{kind}"]
+    layer, _, rest = base.removeprefix("model.layers.").partition(".")
+    if not layer.isdigit() or rest not in family.layer_names:
+        return None
+    return [f"blk.{layer}.{part}.{kind}" for part in family.layer_names[rest].split()]
 
 
-def _stored_type(name: str, shape: tuple[int, ...], gguf_type: GgufType) -> GGMLQuantizationType:
-    wanted = STORED[gguf_type]
-    if name.endswith(KEPT_FLOAT32) or shape[-1] % GGML_QUANT_SIZES[wanted][0] != 0:
-        return GGMLQuantizationType.F32
-    return wanted
+@dataclass(frozen=True)
+class Source:
+    """One weight, and how it becomes tensors of the file."""
+
+    merged: MergedWeights
+    weight: Weight
+    factors: Factors | None
+    family: Family
+    config: Config
+
+    def tensor(self, name: str, file_type: str, index: int, count: int) -> GgufTensor:
+        """The `index`-th of `count` tensors that the weight's rows are split into."""
+        weight = self.weight
+        if weight.experts:
+            rows = weight.rows // count
+            half = rows_of(self.family, index, count, rows)
+            shape: tuple[int, ...] = (weight.experts, rows, weight.columns)
+            stored = self._stored(name, shape, "mxfp4" if file_type == "mxfp4" else file_type, experts=True)
+            return GgufTensor(name, shape, stored, lambda: self._expert_parts(name, stored, half))
+        shape = weight.specs[0].shape
+        if count > 1:  # a bias of gate and up
+            half = rows_of(self.family, index, count, shape[1] // count)
+            shape = (shape[0], shape[1] // count)
+            return GgufTensor(name, shape, Stored.F32, lambda: self._split_bias(name, half))
+        stored = self._stored(name, shape, file_type, experts=False)
+        return GgufTensor(name, shape, stored, lambda: self._parts(name, stored))
+
+    def _stored(self, name: str, shape: tuple[int, ...], file_type: str, experts: bool) -> Stored:
+        wanted = Stored.MXFP4 if file_type == "mxfp4" and experts else STORED[file_type]
+        if name.endswith(KEPT_FLOAT32) or len(shape) < 2 or shape[-1] % GGML_QUANT_SIZES[wanted][0] != 0:
+            return Stored.F32
+        return wanted
+
+    def _expert_parts(self, name: str, stored: Stored, half: slice) -> Iterator[torch.Tensor]:
+        weight = self.weight
+        for expert in range(weight.experts):
+            if stored == Stored.MXFP4 and weight.layout == "mxfp4":
+                yield self._packed(name, expert, half)
+                continue
+            matrix = self.merged.matrix(weight, self.factors, expert)
+            yield encode(finite(matrix[half].contiguous(), f"{weight.name}[{expert}]"), stored, name)
+
+    def _packed(self, name: str, expert: int, half: slice) -> torch.Tensor:
+        """From MXFP4 to MXFP4: codes that nothing changed are only laid out anew."""
+        before = self.merged.codes(self.weight, expert)
+        if self.factors is not None:
+            matrix = finite(self.merged.matrix(self.weight, self.factors, expert), f"{name}[{expert}]")
+            before = mxfp4.encode_change(matrix, before)
+        blocks, scales = before
+        return mxfp4.to_ggml(blocks[half], scales[half])
+
+    def _split_bias(self, name: str, half: slice) -> Iterator[torch.Tensor]:
+        for part in self.merged.parts(self.weight, self.factors):
+            yield encode(finite(part[..., half], name), Stored.F32, name)
+
+    def _parts(self, name: str, stored: Stored) -> Iterator[torch.Tensor]:
+        heads = rotated_heads(name, self.family, self.config)
+        parts = self.merged.parts(self.weight, self.factors)
+        if heads:
+            parts = iter([rotate_pairs(torch.cat(list(parts)), heads)])
+        for part in parts:
+            if self.family.norm_offset and name.endswith("norm.weight"):
+                part = part.float() + self.family.norm_offset
+            yield encode(finite(part, self.weight.name), stored, name)
 
 
-def write_gguf(folder: Path, file: Path, gguf_type: GgufType, name: str) -> None:
-    """Write `file` from the merged model in `folder`, one tensor in memory at a time.
+def rows_of(family: Family, index: int, count: int, rows: int) -> slice:
+    """The rows of the `index`-th of `count` weights that are stored as one."""
+    return slice(index, None, count) if family.interleaved else slice(index * rows, (index + 1) * rows)
+
+
+def rotated_heads(name: str, family: Family, config: Config) -> int:
+    """The heads whose rows are reordered; 0 where none are."""
+    part = name.split(".")[-2]
+    if not family.rotated_pairs or part not in ("attn_q", "attn_k"):
+        return 0
+    return int(config["num_attention_heads" if part == "attn_q" else "num_key_value_heads"])
+
+
+def rotate_pairs(whole: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows with the halves of every head, which lie one above the other, made neighbours."""
+    return whole.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(whole.shape)
+
+
+def write_gguf(
+    folder: Path,
+    file: Path,
+    gguf_type: GgufType,
+    name: str,
+    adapter: Path | None = None,
+    advance: Callable[[int], None] = lambda bytes_written: None,
+) -> None:
+    """Write `file`, one expert's matrix in memory at a time. It has its name when all of it is on the disk.
 
     Raises ModelError for a model whose settings llama.cpp has fixed otherwise.
     """
-    config = json.loads((folder / "config.json").read_text())
-    check_config(config)
-    plan = plan_gguf(folder, gguf_type)
-    vocabulary = read_vocabulary(folder, config["vocab_size"])
-    writer = GGUFWriter(file, ARCHITECTURE)
+    plan = plan_gguf(folder, gguf_type, adapter)
+    vocabulary = read_vocabulary(folder, plan.config["vocab_size"])
+    head = file.with_name(f".{file.name}.head")
+    writer = GGUFWriter(head, plan.family.architecture)
     try:
         writer.add_type("model")
         writer.add_name(name)
-        writer.add_file_type(FILE_TYPES[gguf_type])
+        writer.add_file_type(FILE_TYPES[plan.file_type])
         writer.add_quantization_version(2)
-        _add_hyperparameters(writer, config)
-        add_vocabulary(writer, vocabulary, config, folder)
-        for tensor in plan:
-            dtype = np.dtype(np.float32 if tensor.stored == GGMLQuantizationType.F32 else np.uint8)
-            shape = tensor.shape if tensor.stored == GGMLQuantizationType.F32 else tensor.byte_shape
-            writer.add_tensor_info(tensor.name, shape, dtype, tensor.bytes, raw_dtype=tensor.stored)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for tensor in plan:
-            writer.write_tensor_data(quantize(tensor.read().contiguous().numpy(), tensor.stored))
-        writer.flush()
+        add_hyperparameters(writer, plan.family, plan.config)
+        add_vocabulary(writer, vocabulary, plan.config, folder)
+        write_tensors(writer, head, file, plan.tensors, advance)
     finally:
         writer.close()
+        head.unlink(missing_ok=True)
 
 
-def check_config(config: dict[str, Any]) -> None:
-    """Raise ModelError where llama.cpp's gpt-oss graph would compute something else than this config says."""
-    layers = config["num_hidden_layers"]
-    alternating = [("sliding_attention", "full_attention")[layer % 2] for layer in range(layers)]
-    fixed = {
-        "model_type": (config.get("model_type"), "gpt_oss"),
-        "layer_types": (config.get("layer_types") or alternating, alternating),
-        "swiglu_alpha": (config.get("swiglu_alpha", 1.702), 1.702),
-        "swiglu_limit": (config.get("swiglu_limit", 7.0), 7.0),
-    }
-    for setting, (value, wanted) in fixed.items():
-        if value != wanted:
-            raise ModelError(f"GGUF: {setting} is {value!r}, but llama.cpp's {ARCHITECTURE} computes with {wanted!r}")
-    rope = rope_settings(config)
-    kind = rope.get("rope_type", "default")
-    if kind not in ("yarn", "default"):
-        raise ModelError(f"GGUF: rope_type is {kind!r}; {ARCHITECTURE} files can hold 'yarn' and 'default'")
-    for setting in ("attention_factor", "mscale", "mscale_all_dim"):
-        if rope.get(setting) is not None:
-            raise ModelError(f"GGUF: rope setting {setting} is {rope[setting]}; llama.cpp has the default fixed")
-
-
-def rope_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """RoPE's settings, from where transformers 5 or 4 put them."""
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    rope.setdefault("rope_theta", config.get("rope_theta", 150000.0))
-    return rope
-
-
-def yarn_is_rounded(folder: Path) -> bool:
-    """Whether the model computes YaRN's correction range as llama.cpp does, which rounds it."""
-    rope = rope_settings(json.loads((folder / "config.json").read_text()))
-    return rope.get("rope_type") != "yarn" or rope.get("truncate", True)
-
-
-def _add_hyperparameters(writer: GGUFWriter, config: dict[str, Any]) -> None:
-    rope = rope_settings(config)
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_expert_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(config["head_dim"])
-    writer.add_value_length(config["head_dim"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_expert_count(config["num_local_experts"])
-    writer.add_expert_used_count(config["num_experts_per_tok"])
-    writer.add_sliding_window(config["sliding_window"])
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_rope_dimension_count(config["head_dim"])
-    writer.add_rope_freq_base(rope["rope_theta"])
-    if rope.get("rope_type") == "yarn":
-        writer.add_rope_scaling_type(RopeScalingType.YARN)
-        writer.add_rope_scaling_factor(rope["factor"])
-        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
-        writer.add_rope_scaling_yarn_beta_fast(rope.get("beta_fast") or 32.0)
-        writer.add_rope_scaling_yarn_beta_slow(rope.get("beta_slow") or 1.0)
-    else:
-        writer.add_rope_scaling_type(RopeScalingType.NONE)
+def write_tensors(
+    writer: GGUFWriter,
+    head: Path,
+    file: Path,
+    tensors: tuple[GgufTensor, ...],
+    advance: Callable[[int], None] = lambda bytes_written: None,
+) -> None:
+    """Finish a writer's file: its header goes to `head`, and with the tensors' bytes behind it to `file`."""
+    for tensor in tensors:
+        announced = torch.empty(0, dtype=FLOATS.get(tensor.stored, torch.uint8))
+        shape = tensor.shape
+        if tensor.stored not in FLOATS:
+            block, size = GGML_QUANT_SIZES[tensor.stored]
+            shape = (*shape[:-1], shape[-1] // block * size)
+        dtype = announced.view(torch.uint8 if tensor.stored == Stored.BF16 else announced.dtype).numpy().dtype
+        if tensor.stored == Stored.BF16:
+            shape = (*shape[:-1], shape[-1] * 2)
+        writer.add_tensor_info(tensor.name, shape, dtype, tensor.bytes, raw_dtype=tensor.stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.flush()
+    with FileStream(file) as stream:
+        header = head.read_bytes()
+        stream.write(header + bytes(-len(header) % ALIGNMENT))
+        for tensor in tensors:
+            written = 0
+            for part in tensor.parts():
+                if part.numel():
+                    stream.write(as_bytes(part.contiguous()))
+                written += part.nbytes
+                advance(part.nbytes)
+            assert written == tensor.bytes, f"{tensor.name}: {written} bytes written, {tensor.bytes} announced"
+            stream.write(bytes(-written % ALIGNMENT))
+            faults.reach("gguf.tensor_written")

@@ -37,9 +37,16 @@ def find_entry() -> Path:
 
 
 def ask_llama(
-    model: Path, prompts: list[list[int]], new_tokens: int, texts: list[str], threads: int = 1
+    model: Path,
+    prompts: list[list[int]],
+    new_tokens: int,
+    texts: list[str],
+    threads: int = 1,
+    adapter: Path | None = None,
 ) -> LlamaAnswer:
     """Greedy tokens and token ids from llama.cpp in float32 arithmetic where the file allows it.
+
+    `adapter` is a GGUF file that is put on the model.
 
     Raises MachineError where llama.cpp is not installed, PhaseFault where it cannot load or run the file.
     """
@@ -50,6 +57,7 @@ def ask_llama(
         "new_tokens": new_tokens,
         "texts": texts,
         "threads": threads,
+        "adapter": str(adapter.resolve()) if adapter else None,
     }
     command = ["node", str(SCRIPT)]
     try:

@@ -1,6 +1,6 @@
 // Greedy continuations of token prompts in llama.cpp: JSON on stdin, JSON on stdout.
 // in:  {"module": path of node-llama-cpp's entry, "model": GGUF path, "prompts": [[id]], "new_tokens": n,
-//       "texts": [text], "threads": n}
+//       "texts": [text], "threads": n, "adapter": GGUF path or null}
 // out: {"greedy": [[id]], "tokens": [[id]], "version": llama.cpp release}
 import {readFileSync, writeSync} from "node:fs";
 import {pathToFileURL} from "node:url";
@@ -13,7 +13,7 @@ const longest = Math.max(1, ...input.prompts.map((prompt) => prompt.length));
 const context = await model.createContext({
     contextSize: longest + input.new_tokens + 8, batchSize: longest + 8, sequences: 1, threads: input.threads,
     flashAttention: false, experimentalKvCacheKeyType: "F32", experimentalKvCacheValueType: "F32",
-    swaFullCache: true
+    swaFullCache: true, ...(input.adapter ? {lora: {adapters: [{filePath: input.adapter, scale: 1}]}} : {})
 });
 const sequence = context.getSequence();
 

@@ -1,12 +1,8 @@
-"""Merge a stock PEFT adapter into a Hugging Face folder, tensor by tensor: plan, then act.
+"""Merge a stock PEFT adapter into a Hugging Face folder, part by part: plan, then act.
 
-PEFT's layout for expert parameters: `lora_A` is (E*r, in) with the expert slowest, `lora_B` is (out, r*E) with the
-expert fastest; wrappers of several parameters of one module nest in the order the module declares them, the first one
-innermost, so `experts.base_layer.lora_A` belongs to `gate_up_proj` and `experts.lora_A` to `down_proj`.
+Arithmetic is float32, rounded once. At any time one expert's matrix, or a part of another tensor, is in memory.
 """
 
-import json
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,48 +12,56 @@ from typing import Any, Literal
 import torch
 
 from posttrain.errors import ModelError, PhaseFault
+from posttrain.export import mxfp4
+from posttrain.export.factors import Factors, plan_factors
+from posttrain.export.survival import Survival, Survivals
 from posttrain.export.tensors import ShardWriter, TensorFolder, TensorSpec, write_index
+from posttrain.export.weights import Weight, find_weights, read_config
 from posttrain.run import faults
 from posttrain.run.folder import write_json_atomic
 
-PREFIX = "base_model.model."
-LORA_KEY = re.compile(r"(?P<module>.+?)(?P<nested>(?:\.base_layer)*)\.lora_(?P<side>[AB])\.weight")
-DECLARED = ("gate_up_proj", "down_proj", "weight")
-"""Parameters an adapter can target, in the order modules declare them: the order PEFT nests its wrappers in."""
 COPIED = (
     "generation_config.json",
     "tokenizer*",
     "special_tokens_map.json",
+    "added_tokens.json",
     "vocab.json",
     "merges.txt",
     "*.jinja",
     "LICENSE*",
 )
 SHARD_BYTES = 4 * 1024**3
+PART_VALUES = 4 * 1024**2
+"""Tensors other than experts are read, merged and written in parts of so many values."""
+MXFP4_KEPT = (
+    "model.layers.*.self_attn",
+    "model.layers.*.mlp.router",
+    "model.embed_tokens",
+    "lm_head",
+)
+"""What a config of a GPT-OSS with MXFP4 experts says is not MXFP4."""
 Action = Literal["copy", "cast", "merge"]
-
-
-@dataclass(frozen=True)
-class Factors:
-    """The two adapter tensors of one base tensor; the change is scale * B A."""
-
-    a: str
-    b: str
-    scale: float
-    rank: int
+Store = Literal["float", "mxfp4"]
 
 
 @dataclass(frozen=True)
 class TensorPlan:
-    source: TensorSpec
-    target: TensorSpec
+    """One weight: where it comes from, the tensors it is written as, and the adapter's part in it."""
+
+    weight: Weight
+    targets: tuple[TensorSpec, ...]
+    store: Store
     factors: Factors | None
 
     @property
     def action(self) -> Action:
         if self.factors:
             return "merge"
-        return "copy" if self.source.dtype == self.target.dtype else "cast"
+        return "copy" if self.targets == self.weight.specs else "cast"
+
+    @property
+    def bytes(self) -> int:
+        return sum(spec.bytes for spec in self.targets)
 
 
 @dataclass(frozen=True)
@@ -65,210 +69,236 @@ class MergePlan:
     base: Path
     adapter: Path | None
     dtype: torch.dtype
+    mxfp4: bool
+    """Whether experts are written as MXFP4."""
     tensors: tuple[TensorPlan, ...]
 
     @property
     def bytes(self) -> int:
-        return sum(tensor.target.bytes for tensor in self.tensors)
+        return sum(tensor.bytes for tensor in self.tensors)
 
     def lines(self) -> Iterator[str]:
         for tensor in self.tensors:
             rank = f" rank {tensor.factors.rank} scale {tensor.factors.scale:g}" if tensor.factors else ""
-            dtype = str(tensor.target.dtype).removeprefix("torch.")
-            yield f"{tensor.action:5} {tensor.target.name} {list(tensor.target.shape)} {dtype}{rank}"
+            kind = str(tensor.targets[0].dtype).removeprefix("torch.") if tensor.store == "float" else "mxfp4"
+            yield f"{tensor.action:5} {tensor.weight.name} {list(tensor.weight.stacked_shape)} {kind}{rank}"
 
 
-def plan_merge(base: Path, adapter: Path | None, dtype: torch.dtype) -> MergePlan:
-    """What merging would do to every tensor of `base`.
+def plan_merge(base: Path, adapter: Path | None, dtype: torch.dtype, mxfp4_experts: bool = False) -> MergePlan:
+    """What merging would do to every weight of `base`.
 
-    Raises ModelError for an adapter made for another model, an incomplete one, and PEFT settings that change what an
-    adapter means and are not supported here.
+    Raises ModelError for a folder that is not whole, for an adapter that `plan_factors` refuses, and where MXFP4 is
+    asked for experts that cannot have it.
     """
-    folder = TensorFolder(base)
-    blocks = [name for name in folder.specs if name.endswith(("_blocks", "_scales"))]
-    if blocks:
-        raise ModelError(f"{base} holds MXFP4 blocks ({blocks[0]}): save a dequantized copy of the model first")
-    factors = plan_factors(folder, adapter) if adapter else {}
+    folder, config = TensorFolder(base), read_config(base)
+    weights = find_weights(folder, config)
+    factors = plan_factors(base, weights, adapter) if adapter else {}
+    if mxfp4_experts:
+        _refuse_mxfp4(base, config, weights)
     tensors = []
-    for name, source in sorted(folder.specs.items()):
-        target = TensorSpec(name, source.shape, dtype if source.dtype.is_floating_point else source.dtype)
-        tensors.append(TensorPlan(source, target, factors.get(name)))
-    return MergePlan(base, adapter, dtype, tuple(tensors))
+    for name, weight in weights.items():
+        store: Store = "mxfp4" if mxfp4_experts and weight.experts else "float"
+        tensors.append(TensorPlan(weight, _targets(weight, store, dtype), store, factors.get(name)))
+    return MergePlan(base, adapter, dtype, mxfp4_experts, tuple(tensors))
 
 
-def plan_factors(base: TensorFolder, adapter: Path) -> dict[str, Factors]:
-    """The adapter's tensors by the base tensor they change; every one of them is used."""
-    config = read_adapter_config(adapter)
-    tensors = TensorFolder(adapter / "adapter_model.safetensors")
-    sides: dict[str, dict[str, str]] = {}
-    for key in tensors.specs:
-        match = LORA_KEY.fullmatch(key.removeprefix(PREFIX))
-        name = _target_of(match["module"], match["nested"].count(".base_layer"), base, config) if match else None
-        if match is None or name is None:
-            raise ModelError(
-                f"adapter {adapter}: tensor {key} has no place in the model {base.path}. Was the adapter made for "
-                f"another base ({config.get('base_model_name_or_path')})?"
-            )
-        sides.setdefault(name, {})[match["side"]] = key
-    _refuse_missing(adapter, base, config, sides)
-    return {name: _checked_factors(adapter, base, tensors, config, name, keys) for name, keys in sides.items()}
+def _refuse_mxfp4(base: Path, config: dict[str, Any], weights: dict[str, Weight]) -> None:
+    if config.get("model_type") != "gpt_oss":
+        raise ModelError(
+            f"{base}: model type {config.get('model_type')!r} has no MXFP4 experts; transformers and vLLM read them "
+            f"for gpt_oss only. Choose the format hf, or a GGUF of type q8_0 or q4_0"
+        )
+    odd = [weight for weight in weights.values() if weight.experts and weight.columns % mxfp4.GROUP]
+    if odd:
+        raise ModelError(
+            f"{base}: {odd[0].name} has {odd[0].columns} inputs, no multiple of {mxfp4.GROUP} as MXFP4 needs: use hf"
+        )
 
 
-def read_adapter_config(adapter: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((adapter / "adapter_config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{adapter} is no PEFT adapter: {error}") from error
-    plain: dict[str, tuple[Any, ...]] = {
-        "peft_type": ("LORA",),
-        "bias": ("none", None),
-        "use_dora": (False, None),
-        "fan_in_fan_out": (False, None),
-        "lora_bias": (False, None),
-        "rank_pattern": ({}, None),
-        "alpha_pattern": ({}, None),
-        "modules_to_save": ([], None),
-        "layers_to_transform": ([], None),
-    }
-    for setting, allowed in plain.items():
-        if config.get(setting, allowed[-1]) not in allowed:
-            raise ModelError(
-                f"adapter {adapter}: {setting} is {config.get(setting)!r}, which cannot be merged here; "
-                f"allowed is {allowed[0]!r}"
-            )
-    return config
+def _targets(weight: Weight, store: Store, dtype: torch.dtype) -> tuple[TensorSpec, ...]:
+    if store == "mxfp4":
+        groups = (weight.experts, weight.rows, weight.columns // mxfp4.GROUP)
+        return (
+            TensorSpec(f"{weight.name}_blocks", (*groups, mxfp4.GROUP // 2), torch.uint8),
+            TensorSpec(f"{weight.name}_scales", groups, torch.uint8),
+        )
+    if weight.layout == "mxfp4":
+        return (TensorSpec(weight.name, weight.stacked_shape, dtype),)
+    return tuple(
+        TensorSpec(spec.name, spec.shape, dtype if spec.dtype.is_floating_point else spec.dtype)
+        for spec in weight.specs
+    )
 
 
-def _matches(name: str, targets: list[str] | str | None) -> bool:
-    if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    return any(name == target or name.endswith(f".{target}") for target in targets or [])
+class MergedWeights:
+    """Base and adapter read as one set of weights."""
+
+    def __init__(self, base: Path, adapter: Path | None) -> None:
+        self.base = TensorFolder(base)
+        self.adapter = TensorFolder(adapter / "adapter_model.safetensors") if adapter else None
+        self._factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def matrix(self, weight: Weight, factors: Factors | None, expert: int) -> torch.Tensor:
+        """One expert's [rows, columns], merged in float32; without factors as stored. It may be a transposed view."""
+        stored = self.unmerged(weight, expert)
+        return self._add(stored, factors, expert, 0, weight.rows)
+
+    def unmerged(self, weight: Weight, expert: int) -> torch.Tensor:
+        if weight.layout == "mxfp4":
+            return mxfp4.decode(*self.codes(weight, expert))
+        if weight.layout == "pieces":
+            count = weight.pieces
+            names = [spec.name for spec in weight.specs[expert * count : (expert + 1) * count]]
+            return torch.cat([self.base.read(name) for name in names])
+        stored = self.base.read_rows(weight.name, expert, expert + 1)[0]
+        return stored.T if weight.layout == "transposed" else stored
+
+    def codes(self, weight: Weight, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """One expert's MXFP4 blocks and scales."""
+        blocks, scales = (self.base.read_rows(spec.name, expert, expert + 1)[0] for spec in weight.specs)
+        return blocks, scales
+
+    def parts(self, weight: Weight, factors: Factors | None) -> Iterator[torch.Tensor]:
+        """A weight without experts in parts along its first dimension, merged in float32; else as stored."""
+        (spec,) = weight.specs
+        if not spec.shape:
+            yield self.base.read(spec.name)
+            return
+        step = max(1, PART_VALUES * spec.shape[0] // max(1, spec.bytes // spec.dtype.itemsize))
+        for start in range(0, spec.shape[0], step):
+            stop = min(start + step, spec.shape[0])
+            yield self._add(self.base.read_rows(spec.name, start, stop), factors, 0, start, stop)
+
+    def _add(self, stored: torch.Tensor, factors: Factors | None, expert: int, start: int, stop: int) -> torch.Tensor:
+        """`stored` plus rows `start` to `stop` of the expert's change."""
+        if factors is None:
+            return stored
+        low, high = self.change(factors, expert)
+        high = high[start:stop]
+        if stored.is_contiguous():
+            return stored.float().addmm_(high, low, alpha=factors.scale)
+        return stored.T.float().addmm_(low.T, high.T, alpha=factors.scale).T
+
+    def change(self, factors: Factors, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The expert's A [rank, columns] and B [rows, rank]; the change is scale * B A."""
+        if factors.a not in self._factors:
+            assert self.adapter is not None
+            self._factors = {factors.a: (self.adapter.read(factors.a).float(), self.adapter.read(factors.b).float())}
+        a, b = self._factors[factors.a]
+        return a[expert * factors.rank : (expert + 1) * factors.rank], b[:, expert :: factors.experts].contiguous()
 
 
-def _wrapped(module: str, base: TensorFolder, config: dict[str, Any]) -> list[str]:
-    """The parameters of `module` that PEFT wraps, innermost first."""
-    names = [f"{module}.{parameter}" for parameter in DECLARED]
-    present = [name for name in names if name in base.specs]
-    if _matches(module, config.get("target_modules")):
-        return [name for name in present if name.endswith(".weight")]
-    return [name for name in present if _matches(name, config.get("target_parameters"))]
+def apply_merge(
+    plan: MergePlan, target: Path, advance: Callable[[int], None] = lambda bytes_written: None
+) -> Survivals:
+    """Write the planned folder into `target`; shards that an interrupted attempt left whole there are kept.
 
-
-def _target_of(module: str, depth: int, base: TensorFolder, config: dict[str, Any]) -> str | None:
-    wrapped = _wrapped(module, base, config)
-    return wrapped[-1 - depth] if depth < len(wrapped) else None
-
-
-def _refuse_missing(
-    adapter: Path, base: TensorFolder, config: dict[str, Any], sides: dict[str, dict[str, str]]
-) -> None:
-    """Raise if a base tensor that the adapter's config names lacks a factor, or the config names nothing here."""
-    modules = sorted({name.rpartition(".")[0] for name in base.specs})
-    named = [name for module in modules for name in _wrapped(module, base, config)]
-    incomplete = [name for name in {*named, *sides} if set(sides.get(name, {})) != {"A", "B"}]
-    if incomplete:
-        raise ModelError(f"adapter {adapter} lacks a lora_A or lora_B tensor for {min(incomplete)}: it is incomplete")
-    if not named:
-        raise ModelError(f"adapter {adapter} changes no tensor of {base.path}: it was made for another base")
-
-
-def _checked_factors(
-    adapter: Path, base: TensorFolder, tensors: TensorFolder, config: dict[str, Any], name: str, keys: dict[str, str]
-) -> Factors:
-    rank, shape = int(config["r"]), base.specs[name].shape
-    if len(shape) == 3:
-        experts, size_in, size_out = shape
-    else:
-        experts, (size_out, size_in) = 1, shape
-    wanted = {"A": (experts * rank, size_in), "B": (size_out, rank * experts)}
-    for side, expected in wanted.items():
-        found = tensors.specs[keys[side]].shape
-        if found != expected:
-            raise ModelError(
-                f"adapter {adapter}: tensor {keys[side]} has shape {list(found)}, but {name} {list(shape)} of "
-                f"{base.path} needs {list(expected)} at rank {rank}: the adapter was made for another base"
-            )
-    scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
-    return Factors(keys["A"], keys["B"], scale, rank)
-
-
-def apply_merge(plan: MergePlan, target: Path, advance: Callable[[int], None] = lambda bytes_written: None) -> None:
-    """Write the planned folder into the empty folder `target`, holding one tensor (of experts: one slice) at a time.
-
-    Arithmetic is float32, rounded once. Raises PhaseFault with the tensor's name at the first NaN or infinity.
+    Returns what of the adapter's change survived quantization, by weight; empty where nothing was quantized. Raises
+    PhaseFault with the tensor's name at the first NaN or infinity.
     """
-    base = TensorFolder(plan.base)
-    adapter = TensorFolder(plan.adapter / "adapter_model.safetensors") if plan.adapter else None
+    weights = MergedWeights(plan.base, plan.adapter)
     shards = split_shards(plan)
     if len(shards) == 1:
         names = ["model.safetensors"]
     else:
         names = [f"model-{index:05}-of-{len(shards):05}.safetensors" for index in range(1, len(shards) + 1)]
+    survivals = Survivals(target)
     for name, shard in zip(names, shards, strict=True):
-        with ShardWriter(target / name, [tensor.target for tensor in shard]) as writer:
+        if (target / name).exists():
+            advance(sum(tensor.bytes for tensor in shard))
+            continue
+        with ShardWriter(target / name, [spec for tensor in shard for spec in tensor.targets]) as writer:
             for tensor in shard:
-                for part in merged_parts(tensor, base, adapter):
+                for part in _written_parts(tensor, weights, survivals):
                     writer.write(part)
                     advance(part.nbytes)
+                faults.reach("merge.tensor_written")
+            # Before the shard has its name: a shard that is kept keeps its measurements.
+            survivals.save()
         faults.reach("merge.shard_written")
     if len(shards) > 1:
-        write_index(target, [[tensor.target for tensor in shard] for shard in shards], names)
-    copy_companions(plan.base, target, plan.dtype)
+        specs = [[spec for tensor in shard for spec in tensor.targets] for shard in shards]
+        write_index(target, specs, names)
+    copy_companions(plan, target)
+    return survivals
 
 
 def split_shards(plan: MergePlan, limit: int = SHARD_BYTES) -> list[list[TensorPlan]]:
     shards: list[list[TensorPlan]] = [[]]
     held = 0
     for tensor in plan.tensors:
-        if shards[-1] and held + tensor.target.bytes > limit:
+        if shards[-1] and held + tensor.bytes > limit:
             shards.append([])
             held = 0
         shards[-1].append(tensor)
-        held += tensor.target.bytes
+        held += tensor.bytes
     return shards
 
 
-def merged_parts(tensor: TensorPlan, base: TensorFolder, adapter: TensorFolder | None) -> Iterator[torch.Tensor]:
-    """The merged tensor in slices along its first dimension, or whole where it is no stack of experts."""
-    name = tensor.source.name
-    if len(tensor.source.shape) != 3:
-        weight = base.read(name)
-        if tensor.factors:
-            a, b = _read_factors(tensor.factors, adapter)
-            weight = weight.float() + (b @ a) * tensor.factors.scale
-        yield _finite(weight.to(tensor.target.dtype), name)
-        return
-    experts = tensor.source.shape[0]
-    if tensor.factors:
-        a, b = _read_factors(tensor.factors, adapter)
-    for expert in range(experts):
-        weight = base.read_slice(name, expert)
-        if tensor.factors:
-            rank = tensor.factors.rank
-            low, high = a[expert * rank : (expert + 1) * rank], b[:, expert::experts]
-            weight = weight.float() + (high @ low).T * tensor.factors.scale
-        yield _finite(weight.to(tensor.target.dtype), f"{name}[{expert}]")
+def _written_parts(tensor: TensorPlan, weights: MergedWeights, survivals: Survivals) -> Iterator[torch.Tensor]:
+    """The bytes of the tensor's targets, in their order."""
+    weight, factors = tensor.weight, tensor.factors
+    if tensor.store == "mxfp4":
+        yield from _mxfp4_parts(tensor, weights, survivals)
+    elif weight.experts:
+        for expert in range(weight.experts):
+            matrix = weights.matrix(weight, factors, expert)
+            stored = matrix if weight.layout in ("plain", "pieces") else matrix.T
+            yield finite(stored.to(tensor.targets[0].dtype), f"{weight.name}[{expert}]").contiguous()
+    else:
+        for part in weights.parts(weight, factors):
+            yield finite(part.to(tensor.targets[0].dtype), weight.name)
 
 
-def _read_factors(factors: Factors, adapter: TensorFolder | None) -> tuple[torch.Tensor, torch.Tensor]:
-    assert adapter is not None
-    # Cloned: a product's last bit depends on the alignment of its operands, and a mapped file gives any.
-    return adapter.read(factors.a).float().clone(), adapter.read(factors.b).float().clone()
+def _mxfp4_parts(tensor: TensorPlan, weights: MergedWeights, survivals: Survivals) -> Iterator[torch.Tensor]:
+    """Blocks expert by expert, then all scales, which are 1/16 of them."""
+    weight, factors = tensor.weight, tensor.factors
+    kept_scales = []
+    survival = Survival(0.0, 0.0)
+    for expert in range(weight.experts):
+        name = f"{weight.name}[{expert}]"
+        before = weights.codes(weight, expert) if weight.layout == "mxfp4" else None
+        if before is not None and factors is None:
+            blocks, scales = before
+            if (scales == 255).any():
+                raise PhaseFault(f"{name} holds scales that are NaN (code 255); nothing was kept")
+        else:
+            matrix = finite(weights.matrix(weight, factors, expert), name).contiguous()
+            if before is None and factors is not None:
+                before = mxfp4.encode(weights.unmerged(weight, expert).contiguous())
+            blocks, scales = mxfp4.encode(matrix) if before is None else mxfp4.encode_change(matrix, before)
+            if factors is not None and before is not None:
+                low, high = weights.change(factors, expert)
+                change = (high @ low) * factors.scale
+                survival += Survival.measured(change, mxfp4.decode(blocks, scales) - mxfp4.decode(*before))
+        kept_scales.append(scales)
+        yield blocks
+    yield torch.stack(kept_scales)
+    if factors is not None:
+        survivals.add(weight.name, survival)
 
 
-def _finite(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+def finite(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """The tensor; PhaseFault with its name where a value is NaN or infinite."""
+    # NaN passes through both extremes: one fast pass over the values.
+    if tensor.is_floating_point() and tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():
         count = int((~torch.isfinite(tensor)).sum())
-        raise PhaseFault(f"merging made {count} of {tensor.numel()} values of {name} NaN or infinite; nothing was kept")
+        raise PhaseFault(
+            f"{count} of {tensor.numel()} values of {name} would be NaN or infinite; nothing was kept. Does the "
+            f"base or the adapter hold them?"
+        )
     return tensor
 
 
-def copy_companions(base: Path, target: Path, dtype: torch.dtype) -> None:
-    """Config with the new dtype, and the tokenizer, template and generation files as they are."""
-    config = json.loads((base / "config.json").read_text())
+def copy_companions(plan: MergePlan, target: Path) -> None:
+    """Config with the new type, and the tokenizer, template and generation files as they are."""
+    config = read_config(plan.base)
     config.pop("torch_dtype", None)
-    config["dtype"] = str(dtype).removeprefix("torch.")
+    config["dtype"] = str(plan.dtype).removeprefix("torch.")
+    config.pop("quantization_config", None)
+    if plan.mxfp4:
+        config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": list(MXFP4_KEPT)}
     write_json_atomic(target / "config.json", config)
     for pattern in COPIED:
-        for file in sorted(base.glob(pattern)):
+        for file in sorted(plan.base.glob(pattern)):
             shutil.copyfile(file, target / file.name)

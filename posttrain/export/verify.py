@@ -3,27 +3,35 @@
 Axes: T the last positions of a prompt, V vocabulary.
 """
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Mxfp4Config
 from transformers.utils import logging as transformers_logging
 
 from posttrain.engine.forward import hidden_states
 from posttrain.engine.model import load_model
 from posttrain.engine.packing import Item, pack
-from posttrain.errors import MachineError
-from posttrain.export.gguf import GgufType, yarn_is_rounded
+from posttrain.errors import MachineError, ModelError
+from posttrain.export.gguf_layout import yarn_is_rounded
+from posttrain.export.gguf_types import GgufType
 from posttrain.export.llama import ask_llama
+from posttrain.export.weights import read_config
 
 POSITIONS = 64
 """Logits are compared at so many last positions of each prompt: all of a large model's would not fit in memory."""
-NEAR_TIE = {"f32": 0.02, "bf16": 0.2, "q8_0": 0.5}
+NEAR_TIE = {"f32": 0.02, "f16": 0.1, "bf16": 0.2, "q8_0": 0.5}
 """A greedy token may differ from transformers' where its logit is this close to the best one: llama.cpp rounds the
-activations to the type of the weights it multiplies them with."""
+activations to the type of the weights it multiplies them with. Four-bit files are other numbers than the merge: how
+far they part is measured, not judged."""
+LEAST_SHARE = 0.5
+"""Of the adapter's change, for an MXFP4 export to count as the trained model."""
+LEAST_AGREEMENT = 0.95
+"""Greedy agreement with the adapter, likewise."""
 Logits = list[torch.Tensor]
 
 
@@ -65,8 +73,10 @@ def stock_logits(base: Path, adapter: Path | None, prompts: list[list[int]], ari
 def _stock_model(folder: Path) -> Any:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    packed = (read_config(folder).get("quantization_config") or {}).get("quant_method") == "mxfp4"
+    settings = {"quantization_config": Mxfp4Config(dequantize=True)} if packed else {}
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+        folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager", **settings
     )
     return model.eval()
 
@@ -118,7 +128,13 @@ def verify_folder(
     at logits of 20 alone can pass 1e-4. How far they part in float32 is measured in a row of its own.
     """
     logits = stock_logits(merged, None, prompts, torch.float64)
-    rows = [compare("engine / merged", engine_logits(base, adapter, prompts, torch.float64), logits, tolerance)]
+    rows = []
+    try:
+        trained = engine_logits(base, adapter, prompts, torch.float64)
+    except ModelError as error:  # an architecture that the engine does not train
+        rows.append(Comparison("engine / merged", len(prompts), "unverified", reason=str(error)))
+    else:
+        rows.append(compare("engine / merged", trained, logits, tolerance))
     if adapter is not None:
         try:
             peft_logits = stock_logits(base, adapter, prompts, torch.float64)
@@ -126,11 +142,27 @@ def verify_folder(
             rows.append(Comparison("PEFT / merged", len(prompts), "unverified", reason=str(error)))
         else:
             rows.append(compare("PEFT / merged", peft_logits, logits, tolerance))
-    trained = engine_logits(base, adapter, prompts, torch.float32)
-    rows.append(
-        compare("engine / merged in float32", trained, stock_logits(merged, None, prompts, torch.float32), None)
-    )
+    if rows[0].status != "unverified":
+        trained = engine_logits(base, adapter, prompts, torch.float32)
+        exported = stock_logits(merged, None, prompts, torch.float32)
+        rows.append(compare("engine / merged in float32", trained, exported, None))
     return rows, logits
+
+
+def verify_mxfp4(folder: Path, prompts: list[list[int]], exact: Logits, share: float) -> Comparison:
+    """The MXFP4 folder in stock transformers against the exact merge's logits; `share` is what survived of the change.
+
+    It agrees where both limits hold; else the reason names the ways out.
+    """
+    row = compare("MXFP4 / merged", stock_logits(folder, None, prompts, torch.float64), exact, None)
+    agreement = row.greedy_agreement or 0.0
+    good = share >= LEAST_SHARE and agreement >= LEAST_AGREEMENT
+    reason = (
+        f"{share:.0%} of the adapter's change survived MXFP4 (at least {LEAST_SHARE:.0%}) and {agreement:.1%} of "
+        f"greedy choices agree (at least {LEAST_AGREEMENT:.0%}): export hf in bfloat16, or "
+        f"base + adapter (formats adapter, ollama)"
+    )
+    return replace(row, status="agrees" if good else "differs", reason=None if good else reason)
 
 
 @torch.no_grad()
@@ -188,17 +220,21 @@ def verify_gguf(
     if same < len(prompts):
         reasons.append(
             f"{len(prompts) - same} of {len(prompts)} continuations part from transformers'; there the token's logit "
-            f"is at most {gap:.3g} below the best (near ties of {NEAR_TIE[gguf_type]} are allowed)"
+            f"is at most {gap:.3g} below the best"
+            + (f" (near ties of {NEAR_TIE[gguf_type]} are allowed)" if gguf_type in NEAR_TIE else "")
         )
     if misread:
         reasons.append(f"{misread} of {len(texts)} texts are tokenised differently")
     if not yarn_is_rounded(folder):
         reasons.append("the model's YaRN does not round its correction range and llama.cpp's does")
-    agrees = gap <= NEAR_TIE[gguf_type] and not misread
+    if misread or gap > NEAR_TIE.get(gguf_type, math.inf):
+        status: Literal["agrees", "differs", "measured"] = "differs"
+    else:
+        status = "agrees" if gguf_type in NEAR_TIE else "measured"
     return Comparison(
         pair,
         len(prompts),
-        "agrees" if agrees else "differs",
+        status,
         greedy_agreement=same / len(prompts),
         reason="; ".join(reasons) or None,
     )

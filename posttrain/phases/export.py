@@ -1,7 +1,7 @@
 """Export: choose the best model state by its evaluation, write it in every format, prove each one equal to it."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,15 @@ from posttrain.chat.render import renderer
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.data.shard import Shard
 from posttrain.errors import PhaseFault, PosttrainError, Stopped
-from posttrain.export.commit import committing, is_committed
-from posttrain.export.gguf import write_gguf
+from posttrain.export.formats import Model, Piece, adapter_piece, gguf_file, gguf_piece, merge_piece, ollama_piece
 from posttrain.export.merge import apply_merge, plan_merge
+from posttrain.export.ollama import HarmonySettings
 from posttrain.export.smoke import SPECIAL
-from posttrain.export.verify import Comparison, compare, stock_logits, verify_folder, verify_gguf
+from posttrain.export.survival import Survivals
+from posttrain.export.verify import Comparison, Logits, compare, stock_logits, verify_folder, verify_gguf, verify_mxfp4
 from posttrain.phases.context import ModelState, PhaseContext, PhaseOutcome
-from posttrain.recipe.types import Candidate, ExportPhase, Precision
-from posttrain.run.folder import digest_folder, files_below
+from posttrain.recipe.types import Candidate, ExportPhase, Recipe
+from posttrain.run.folder import RunFolder, digest_folder, files_below
 
 GREEDY_TOKENS = 24
 """Tokens of each continuation that llama.cpp and transformers must agree on."""
@@ -40,44 +41,63 @@ class Work:
     verification: list[Comparison] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     outputs: list[Path] = field(default_factory=list)
+    logits: Logits = field(default_factory=list)
+    """Of the exact merge, once it is verified."""
 
-    def write(self, format_name: str, settings: dict[str, Any], fill: Callable[[Path], None]) -> Path:
-        """Fill `exports/<format>` unless an earlier attempt finished it from the same state."""
+    @property
+    def exports(self) -> Path:
+        return self.context.folder.path / "exports"
+
+    @property
+    def model(self) -> Model:
+        return model_of(self.context.recipe, self.context.run, self.state)
+
+    def write(self, piece: Piece) -> Path:
+        """Make `exports/<folder>` unless an earlier attempt finished it from the same state."""
         if self.context.stop_requested():
-            raise Stopped(f"stopped in {self.phase.name} before writing {format_name}")
-        target = self.context.folder.export(format_name)
-        made_from = {"base": self.state.base_digest, "adapter": self.state.adapter_digest, **settings}
-        if is_committed(target, made_from):
-            self.notes.append(f"{format_name}: kept what an earlier attempt had finished")
-        else:
-            with committing(target, made_from, f"export.{format_name}_written") as folder:
-                fill(folder)
+            raise Stopped(f"stopped in {self.phase.name} before writing {piece.folder}")
+        if not piece.write(self.model, self.exports):
+            self.notes.append(f"{piece.folder}: kept what an earlier attempt had finished")
+        target = self.exports / piece.folder
         self.outputs.append(target)
-        self.metrics[f"{format_name}_bytes"] = float(sum(file.stat().st_size for file in files_below(target)))
+        self.metrics[f"{piece.format}_bytes"] = float(sum(file.stat().st_size for file in files_below(target)))
         return target
+
+
+def model_of(recipe: Recipe, run: RunFolder, state: ModelState) -> Model:
+    chat = recipe.chat
+    harmony = None
+    if chat.kind == "harmony":
+        harmony = HarmonySettings(chat.date, chat.knowledge_cutoff, chat.reasoning_effort, chat.identity)
+    return Model(
+        name=recipe.name,
+        base=run.model_folder(state.base),
+        adapter=None if state.adapter is None else run.model_folder(state.adapter),
+        digests={"base": state.base_digest, "adapter": state.adapter_digest},
+        harmony=harmony,
+    )
 
 
 def run(context: PhaseContext, phase: ExportPhase) -> PhaseOutcome:
     torch.set_num_threads(context.execution.threads)
-    chosen, table = choose(context, phase)
+    chosen, table = choose(context.results, phase.candidates, phase.metrics)
     state = context.states[chosen.model]
-    work = Work(context, phase, state, *verification_inputs(context, phase, state))
-
+    dataset = context.dataset_folder(phase.verify_dataset)
+    inputs = verification_inputs(context.recipe, context.base_folder(state), dataset, phase)
+    work = Work(context, phase, state, *inputs)
+    aside = context.folder.path / ".float32"
     steps = (*phase.formats, "verification")
-    with context.progress(f"{phase.name}: writing {', '.join(phase.formats)}", len(steps), "steps", 0) as progress:
-        if "adapter" in phase.formats:
-            export_adapter(work)
-            progress.advance()
-        hf = export_hf(work)
-        if "hf" in phase.formats:
-            progress.advance()
-        verify_hf(work, hf)
-        progress.advance()
-        if "gguf" in phase.formats:
-            export_gguf(work, hf)
-            progress.advance()
-        if "hf" not in phase.formats:
-            shutil.rmtree(hf)
+    try:
+        with context.progress(f"{phase.name}: writing {', '.join(phase.formats)}", len(steps), "steps", 0) as progress:
+            for format_name, make in WRITERS.items():
+                if format_name in phase.formats:
+                    make(work, aside)
+                    progress.advance()
+                if format_name == "hf":
+                    verify_merge(work, exact_folder(work, aside))
+                    progress.advance()
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
     return PhaseOutcome(
         outputs=tuple(work.outputs),
@@ -107,30 +127,32 @@ def _exported_state(work: Work) -> ModelState:
     )
 
 
-def choose(context: PhaseContext, phase: ExportPhase) -> tuple[Candidate, list[dict[str, Any]]]:
-    """The candidate with the highest mean of the phase's metrics, the later of equals, and the table that shows why."""
+def choose(
+    results: dict[str, dict[str, Any]], candidates: Sequence[Candidate], metrics: Sequence[str]
+) -> tuple[Candidate, list[dict[str, Any]]]:
+    """The candidate with the highest mean of the metrics, the later of equals, and the table that shows why."""
     table: list[dict[str, Any]] = []
-    for candidate in phase.candidates:
-        found = context.results[candidate.evaluation]["metrics"]
-        missing = [name for name in phase.metrics if name not in found]
+    for candidate in candidates:
+        found = results[candidate.evaluation]["metrics"]
+        missing = [name for name in metrics if name not in found]
         if missing:
             raise PhaseFault(f"evaluation {candidate.evaluation} has no metric {missing[0]!r}; it has {sorted(found)}")
-        values = {name: found[name] for name in phase.metrics}
+        values = {name: found[name] for name in metrics}
         mean = sum(values.values()) / len(values)
         table.append({"model": candidate.model, "evaluation": candidate.evaluation, **values, "mean": mean})
     best = max(range(len(table)), key=lambda index: (table[index]["mean"], index))
     for index, row in enumerate(table):
         row["chosen"] = index == best
-    return phase.candidates[best], table
+    return candidates[best], table
 
 
 def verification_inputs(
-    context: PhaseContext, phase: ExportPhase, state: ModelState
+    recipe: Recipe, base: Path, dataset: Path, phase: ExportPhase
 ) -> tuple[list[list[int]], dict[str, list[int]], frozenset[int]]:
     """Prompts as tokens, plain texts with their token ids, and the tokens that end an answer."""
-    tokenizer = Tokenizer.load(context.base_folder(state))
-    render = renderer(context.recipe.chat, tokenizer)
-    shard = Shard(context.dataset_folder(phase.verify_dataset))
+    tokenizer = Tokenizer.load(base)
+    render = renderer(recipe.chat, tokenizer)
+    shard = Shard(dataset)
     if shard.num_rows < phase.verify_prompts:
         raise PhaseFault(
             f"dataset {phase.verify_dataset} has {shard.num_rows} rows, verify_prompts asks for {phase.verify_prompts}"
@@ -146,54 +168,38 @@ def verification_inputs(
     )
 
 
-def export_adapter(work: Work) -> None:
-    adapter = work.context.adapter_folder(work.state)
-    if adapter is None:
+def export_adapter(work: Work, aside: Path) -> None:
+    if work.state.adapter is None:
         work.notes.append(f"adapter: the state of {work.state.phase} has none, nothing to write")
         return
-    work.write("adapter", {}, lambda folder: _copy_files(adapter, folder))
+    work.write(adapter_piece(work.model))
 
 
-def _copy_files(source: Path, target: Path) -> None:
-    for file in files_below(source):
-        (target / file.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target / file.relative_to(source))
+def export_hf(work: Work, aside: Path) -> None:
+    dtype, model = work.phase.dtype, work.model
+    work.write(merge_piece("hf", model, plan_merge(model.base, model.adapter, getattr(torch, dtype)), {"dtype": dtype}))
 
 
-def export_hf(work: Work) -> Path:
-    """The merged Hugging Face folder; written aside where only a GGUF file is made of it."""
-    if "hf" in work.phase.formats:
-        return work.write("hf", {"dtype": work.phase.dtype}, lambda folder: _merge(work, folder, work.phase.dtype))
-    return _merge_aside(work, ".merged", work.phase.dtype)
+def exact_folder(work: Work, aside: Path) -> Path:
+    """The merge in float32: what was exported, or one made to compare with."""
+    if "hf" in work.phase.formats and work.phase.dtype == "float32":
+        return work.exports / "hf"
+    if not aside.exists():
+        aside.mkdir(parents=True)
+        apply_merge(plan_merge(work.model.base, work.model.adapter, torch.float32), aside)
+    return aside
 
 
-def _merge(work: Work, folder: Path, dtype: Precision) -> None:
-    context = work.context
-    plan = plan_merge(context.base_folder(work.state), context.adapter_folder(work.state), getattr(torch, dtype))
-    apply_merge(plan, folder)
-
-
-def _merge_aside(work: Work, name: str, dtype: Precision) -> Path:
-    folder = work.context.folder.path / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    _merge(work, folder, dtype)
-    return folder
-
-
-def verify_hf(work: Work, hf: Path) -> None:
+def verify_merge(work: Work, exact: Path) -> None:
     """Compare the float32 merge; what rounding to the exported type adds is measured in a row of its own.
 
     Raises PhaseFault where the merged model is not the model state within the recipe's tolerance.
     """
-    context, phase = work.context, work.phase
-    rounded = phase.dtype != "float32"
-    exact = _merge_aside(work, ".float32", "float32") if rounded else hf
-    base, adapter = context.base_folder(work.state), context.adapter_folder(work.state)
-    rows, logits = verify_folder(base, adapter, exact, work.prompts, phase.tolerance_logits)
-    if rounded:
-        shutil.rmtree(exact)
-        written = stock_logits(hf, None, work.prompts, torch.float64)
+    phase, model = work.phase, work.model
+    rows, logits = verify_folder(model.base, model.adapter, exact, work.prompts, phase.tolerance_logits)
+    work.logits = logits
+    if "hf" in phase.formats and phase.dtype != "float32":
+        written = stock_logits(work.exports / "hf", None, work.prompts, torch.float64)
         rows.append(compare(f"merged {phase.dtype} / merged", written, logits, None))
     work.verification += rows
     for row in rows:
@@ -205,30 +211,42 @@ def verify_hf(work: Work, hf: Path) -> None:
         if row.status == "unverified":
             work.notes.append(f"{row.pair} unverified: {row.reason}")
     judged = [row for row in rows if row.status == "agrees"]
-    work.metrics["hf_max_abs"] = max(row.max_abs or 0.0 for row in judged)
-    work.metrics["hf_kl"] = max(row.kl or 0.0 for row in judged)
-    work.metrics["hf_greedy_agreement"] = min(row.greedy_agreement or 0.0 for row in rows if row.max_abs is not None)
+    work.metrics["hf_max_abs"] = max((row.max_abs or 0.0 for row in judged), default=0.0)
+    work.metrics["hf_kl"] = max((row.kl or 0.0 for row in judged), default=0.0)
+    agreements = [row.greedy_agreement for row in rows if row.greedy_agreement is not None]
+    work.metrics["hf_greedy_agreement"] = min(agreements, default=0.0)
 
 
-def export_gguf(work: Work, hf: Path) -> None:
+def export_mxfp4(work: Work, aside: Path) -> None:
+    """Metrics say how much of the adapter's change survived, for gates to judge; too little is a note with ways out."""
+    model = work.model
+    plan = plan_merge(model.base, model.adapter, torch.bfloat16, mxfp4_experts=True)
+    folder = work.write(merge_piece("mxfp4", model, plan, {"dtype": "mxfp4"}))
+    share = Survivals(folder).overall.share
+    row = verify_mxfp4(folder, work.prompts, work.logits, share)
+    work.verification.append(row)
+    work.metrics["mxfp4_share"] = share
+    work.metrics["mxfp4_greedy_agreement"] = row.greedy_agreement or 0.0
+    work.metrics["mxfp4_ok"] = float(row.status == "agrees")
+    if row.reason:
+        work.notes.append(f"{row.pair}: {row.reason}")
+
+
+def export_gguf(work: Work, aside: Path) -> None:
     """A GGUF file that cannot be written or does not agree is a note and `gguf_ok` 0; a full disk is still a fault."""
-    context, phase = work.context, work.phase
-    name = f"{context.recipe.name}-{phase.gguf_type}.gguf"
-    settings = {"dtype": phase.dtype, "gguf_type": phase.gguf_type}
+    phase, model = work.phase, work.model
     work.metrics["gguf_ok"] = work.metrics["gguf_verified"] = 0.0
     try:
-        folder = work.write(
-            "gguf", settings, lambda folder: write_gguf(hf, folder / name, phase.gguf_type, context.recipe.name)
-        )
+        folder = work.write(gguf_piece(model, phase.gguf_type))
         row = verify_gguf(
-            folder / name,
+            folder / gguf_file(model, phase.gguf_type),
             phase.gguf_type,
-            hf,
+            exact_folder(work, aside),
             work.prompts,
             GREEDY_TOKENS,
             work.stop_tokens,
             work.texts,
-            context.execution.threads,
+            work.context.execution.threads,
         )
     except Stopped:
         raise
@@ -242,3 +260,28 @@ def export_gguf(work: Work, hf: Path) -> None:
         work.metrics["gguf_greedy_agreement"] = row.greedy_agreement
     if row.status != "agrees" or row.reason:
         work.notes.append(f"{row.pair} {row.status}: {row.reason}")
+
+
+def export_ollama(work: Work, aside: Path) -> None:
+    """Modelfiles for the merged GGUF file, written here where it was not asked for, and for the adapter."""
+    if "gguf" not in work.phase.formats:
+        export_gguf(work, aside)
+    if not work.metrics["gguf_ok"]:
+        work.notes.append("Ollama: there is no GGUF file to point at")
+        return
+    try:
+        work.write(ollama_piece(work.model, work.phase.gguf_type))
+    except Stopped:
+        raise
+    except PosttrainError as error:
+        work.notes.append(f"Ollama failed: {error}")
+
+
+WRITERS = {
+    "adapter": export_adapter,
+    "hf": export_hf,
+    "mxfp4": export_mxfp4,
+    "gguf": export_gguf,
+    "ollama": export_ollama,
+}
+"""In the order they are written; the merge is verified after `hf`."""

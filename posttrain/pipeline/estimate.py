@@ -27,8 +27,9 @@ from posttrain.recipe.types import (
     SftPhase,
 )
 
-DTYPE_BYTES = {"float32": 4.0, "bfloat16": 2.0, "f32": 4.0, "bf16": 2.0, "q8_0": 34 / 32}
-"""Bytes of a stored number; q8_0 keeps 32 of them in 34 bytes."""
+DTYPE_BYTES = {"float32": 4.0, "bfloat16": 2.0, "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
+DTYPE_BYTES |= {"mxfp4": 34 / 32, "auto": 34 / 32}
+"""Bytes of a stored number; q8_0 keeps 32 of them in 34 bytes. MXFP4 is for experts alone: at most the rest's size."""
 ROW_BYTES = 1500
 """A generated row, an answer or an episode as a JSON line: about this much, seen in runs of the tiny worlds."""
 TOKEN_BYTES = 5
@@ -86,6 +87,7 @@ def _disk(recipe: Recipe, phase: Phase, size: ModelSize, execution: Execution) -
             return sum(_rows(recipe, name) for name in phase.datasets) * ROW_BYTES
         case ExportPhase():
             numbers = {"hf": DTYPE_BYTES[phase.dtype], "gguf": DTYPE_BYTES[phase.gguf_type], "adapter": 0.0}
+            numbers |= {"mxfp4": DTYPE_BYTES["bfloat16"], "ollama": 0.0 if "gguf" in phase.formats else numbers["gguf"]}
             return int(size.parameters * sum(numbers[name] for name in phase.formats))
     raise AssertionError(phase)
 

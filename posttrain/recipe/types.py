@@ -548,9 +548,10 @@ class ExportPhase(PhaseBase):
     candidates: tuple[Candidate, ...]
     metrics: tuple[str, ...]
     """The best candidate has the highest mean of these metrics; ties go to the later one."""
-    formats: tuple[Literal["hf", "gguf", "adapter"], ...]
+    formats: tuple[Literal["hf", "mxfp4", "gguf", "ollama", "adapter"], ...]
     dtype: Precision
-    gguf_type: Literal["f32", "bf16", "q8_0"]
+    gguf_type: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "mxfp4", "auto"]
+    """`auto` is MXFP4 experts with q8_0 elsewhere for GPT-OSS, and q8_0 for others."""
     verify_dataset: str
     verify_prompts: Positive
     tolerance_logits: Annotated[float, Field(gt=0)]

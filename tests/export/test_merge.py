@@ -1,8 +1,9 @@
 import json
 import os
+import resource
+import shutil
 import signal
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from posttrain.errors import ModelError, PhaseFault
+from posttrain.errors import InputError, ModelError, PhaseFault
+from posttrain.export.commit import committing, is_committed
 from posttrain.export.merge import apply_merge, plan_merge
+from posttrain.export.tensors import ShardWriter, TensorSpec
 from posttrain.run.folder import digest_folder
 from tests.export.toys import toy_adapter, toy_base
 
@@ -71,7 +74,7 @@ def test_expert_factors_by_hand(tmp_path: Path) -> None:
     adapter.mkdir()
     name = "model.layers.0.mlp.experts.down_proj"
     save_file({name: torch.zeros(2, 3, 1)}, base / "model.safetensors")
-    (base / "config.json").write_text("{}")
+    (base / "config.json").write_text('{"model_type": "gpt_oss"}')
     a = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]])
     b = torch.tensor([[1.0, 10, 100, 1000]])
     key = "base_model.model.model.layers.0.mlp.experts.lora_{}.weight"
@@ -136,36 +139,123 @@ def test_a_value_that_is_not_finite_is_named(base: Path, adapter: Path, tmp_path
     tensors["base_model.model.model.layers.0.mlp.experts.lora_B.weight"][0, 2] = float("nan")
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text())
-    with pytest.raises(PhaseFault, match=r"model\.layers\.0\.mlp\.experts\.down_proj\[2\] NaN"):
+    with pytest.raises(PhaseFault, match=r"model\.layers\.0\.mlp\.experts\.down_proj\[2\] would be NaN"):
         merge(base, tmp_path, tmp_path / "merged")
 
 
-MERGE_PROGRAM = """
-import sys, torch
-from pathlib import Path
-from posttrain.export.commit import committing, is_committed
-from posttrain.export.merge import apply_merge, plan_merge
-torch.set_num_threads(1)
-base, adapter, target = map(Path, sys.argv[1:])
-with committing(target, {"of": "test"}, "merge.before_commit") as folder:
-    apply_merge(plan_merge(base, adapter, torch.float32), folder)
-assert is_committed(target, {"of": "test"}) and not is_committed(target, {"of": "something else"})
-"""
+def child(base: Path, adapter: Path, target: Path, fault: str) -> int:
+    """One committed merge in a process of its own, with a fault; 0 when it ended well, else signal or code."""
+    process = os.fork()
+    if process == 0:
+        code = 1
+        try:
+            os.environ["POSTTRAIN_FAULT"] = fault
+            with committing(target, {"of": "test"}, "merge.before_commit") as folder:
+                apply_merge(plan_merge(base, adapter, torch.float32), folder)
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def test_a_kill_leaves_nothing_half_done_and_a_second_run_gives_the_same_bytes(
-    base: Path, adapter: Path, tmp_path: Path
+KILLS = (
+    "merge.tensor_written#1",
+    "merge.tensor_written#20",
+    "merge.shard_written#1",
+    "merge.shard_written#3",
+    "merge.before_commit",
+    "export.note_written",
+    "export.renamed",
+)
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a forked child must not wait for threads it does not have
+    monkeypatch.setattr("posttrain.export.merge.split_shards.__defaults__", (150_000,))
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_a_kill_anywhere_leaves_nothing_half_done_and_the_next_run_ends_with_the_same_bytes(
+    base: Path, adapter: Path, tmp_path: Path, small_shards: None
 ) -> None:
-    def run(target: Path, fault: str) -> int:
-        command = [sys.executable, "-c", MERGE_PROGRAM, str(base), str(adapter), str(target)]
-        return subprocess.run(command, env=os.environ | {"POSTTRAIN_FAULT": fault}, capture_output=True).returncode
-
-    assert run(tmp_path / "undisturbed", "") == 0
+    assert child(base, adapter, tmp_path / "undisturbed", "") == 0
+    whole = digest_folder(tmp_path / "undisturbed")
     target = tmp_path / "final"
-    for point in ("merge.shard_written", "merge.before_commit"):
-        assert run(target, f"{point}:kill") == -signal.SIGKILL
-        assert not target.exists()
-    assert run(target, "merge.before_commit:full") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["undisturbed", "undisturbed.made.json"]
-    assert run(target, "") == 0
-    assert digest_folder(target) == digest_folder(tmp_path / "undisturbed")
+    for point in KILLS:
+        assert child(base, adapter, target, f"{point}:kill") == -signal.SIGKILL, point
+        assert not target.exists() or is_committed(target, {"of": "test"}), point
+    assert is_committed(target, {"of": "test"}) and not is_committed(target, {"of": "something else"})
+    # Interrupted again and again, then once more from the start of it.
+    for points in (KILLS[:1], KILLS[2:4], KILLS[4:6]):
+        shutil.rmtree(target)
+        for point in points:
+            child(base, adapter, target, f"{point}:kill")
+        assert child(base, adapter, target, "") == 0
+        assert digest_folder(target) == whole
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == [
+            "final",
+            "final.made.json",
+            "undisturbed",
+            "undisturbed.made.json",
+        ]
+
+
+def test_whole_shards_of_a_killed_merge_are_not_written_again(
+    base: Path, adapter: Path, tmp_path: Path, small_shards: None
+) -> None:
+    target = tmp_path / "final"
+    assert child(base, adapter, target, "merge.shard_written#2:kill") == -signal.SIGKILL
+    kept = sorted((tmp_path / ".final.partial").glob("*.safetensors"))
+    assert len(kept) == 2
+    before = [file.stat().st_mtime_ns for file in kept]
+    assert child(base, adapter, target, "") == 0
+    assert [(target / file.name).stat().st_mtime_ns for file in kept] == before
+    # Made from something else, they are.
+    assert child(base, adapter, target, "merge.shard_written#2:kill") == -signal.SIGKILL
+    with committing(target, {"of": "another"}, "merge.before_commit") as folder:
+        assert list(folder.iterdir()) == []
+        apply_merge(plan_merge(base, None, torch.float32), folder)
+    assert is_committed(target, {"of": "another"})
+
+
+@pytest.mark.parametrize("point", ["merge.tensor_written#20", "merge.shard_written#2", "merge.before_commit"])
+def test_a_full_disk_leaves_nothing(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_shards: None, point: str
+) -> None:
+    monkeypatch.setenv("POSTTRAIN_FAULT", f"{point}:full")
+    with (
+        pytest.raises(OSError, match="No space left"),
+        committing(tmp_path / "final", {"of": "test"}, "merge.before_commit") as folder,
+    ):
+        apply_merge(plan_merge(base, adapter, torch.float32), folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_under_the_writer_is_told_and_leaves_no_file(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk: the writing thread meets a real error of the kernel."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    specs = [TensorSpec(f"t{index}", (1024,), torch.float32) for index in range(64)]
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        with pytest.raises(OSError, match="File too large"), ShardWriter(tmp_path / "x.safetensors", specs) as writer:
+            for _ in specs:
+                writer.write(torch.zeros(1024))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "thesis.txt").write_text("mine")
+    with (
+        pytest.raises(InputError, match="final exists and was not written by an export"),
+        committing(tmp_path / "final", {"of": "test"}, "x"),
+    ):
+        pass
+    assert (tmp_path / "final" / "thesis.txt").read_text() == "mine"

@@ -175,18 +175,18 @@ def test_missing_and_unexpected_tensors_are_counted(source: Path, tmp_path: Path
 
 def test_the_best_candidate_is_the_one_with_the_highest_mean(source: Path, tmp_path: Path) -> None:
     given = context(source, tmp_path, export())
-    chosen, table = choose(given, export())
+    chosen, table = choose(given.results, export().candidates, export().metrics)
     assert chosen.model == "grpo"
     assert [(row["model"], row["mean"], row["chosen"]) for row in table] == [
         ("sft", 0.5, False),
         ("grpo", 0.65, True),
     ]
-    assert choose(given, export(metrics=("tools.exact",)))[0].model == "sft"
+    assert choose(given.results, export().candidates, ("tools.exact",))[0].model == "sft"
     given.results["eval-sft"]["metrics"]["repair.hidden"] = 0.5
     given.results["eval-grpo"]["metrics"]["tools.exact"] = 0.9
-    assert choose(given, export())[0].model == "grpo"
+    assert choose(given.results, export().candidates, export().metrics)[0].model == "grpo"
     with pytest.raises(PhaseFault, match=r"eval-sft has no metric 'tools\.answer'"):
-        choose(given, export(metrics=("tools.answer",)))
+        choose(given.results, export().candidates, ("tools.answer",))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -194,9 +194,9 @@ def test_export_writes_every_format_and_measures_it(source: Path, tmp_path: Path
     phase = export(dtype)
     outcome = export_phase.run(context(source, tmp_path, phase), phase)
     exports = tmp_path / "phases" / "export" / "exports"
-    assert outcome.outputs == (exports / "adapter", exports / "hf", exports / "gguf")
+    assert outcome.outputs == (exports / "adapter", exports / "hf", exports / "gguf-f32")
     assert digest_folder(exports / "adapter") == digest_folder(source / "grpo")
-    assert GGUFReader(exports / "gguf" / "toy-f32.gguf").tensors
+    assert GGUFReader(exports / "gguf-f32" / "toy-f32.gguf").tensors
     assert outcome.details["chosen"] == "grpo"
     rows = {row["pair"]: row for row in outcome.details["verification"]}
     assert rows["engine / merged"]["status"] == rows["PEFT / merged"]["status"] == "agrees"
@@ -217,7 +217,7 @@ def test_export_is_verified_in_llama_cpp(source: Path, tmp_path: Path) -> None:
     outcome = export_phase.run(context(source, tmp_path, phase), phase)
     assert outcome.metrics["gguf_verified"] == outcome.metrics["gguf_ok"] == 1
     assert outcome.metrics["gguf_greedy_agreement"] == 1
-    assert outcome.outputs == (tmp_path / "phases" / "export" / "exports" / "gguf",)
+    assert outcome.outputs == (tmp_path / "phases" / "export" / "exports" / "gguf-f32",)
     assert outcome.state is not None
     assert outcome.state.phase == "grpo"
 

@@ -1,0 +1,227 @@
+"""How fast models are merged and written as GGUF, beside the disk and beside PEFT, and how much memory that takes.
+
+`python -m bench.export` makes a random GPT-OSS of 2 GB in a temporary folder, merges an adapter into it, alternating
+with plain writes of as many bytes, runs PEFT's `merge_and_unload` and `save_pretrained` on the same files, and writes
+GGUF files. `--one-layer` merges one layer of the 20B model's shapes instead, with its embedding and head. Everything is
+a process of its own, timed inside after its imports; files are synced before the clock stops. Prints tables and writes
+`bench/results/export*.json`.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from posttrain.host import machine
+from posttrain.run.manifest import package_versions
+
+RESULTS = Path(__file__).parent / "results"
+RANK = 16
+TOY = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 10,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "intermediate_size": 1024,
+    "num_local_experts": 32,
+    "num_experts_per_tok": 4,
+    "vocab_size": 32768,
+    "sliding_window": 128,
+}
+ONE_LAYER = {"num_hidden_layers": 1}
+"""Of the 20B model, whose other shapes are the config's defaults."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.export", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="how often the disk and the merge alternate")
+    parser.add_argument("--one-layer", action="store_true", help="one layer of the 20B shape, merge only")
+    parser.add_argument("--child", nargs=3, metavar=("WHAT", "SOURCE", "TARGET"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    torch.set_num_threads(2)
+    if given.child:
+        what, source, target = given.child
+        print(json.dumps(child(what, Path(source), Path(target))))
+        return
+    with tempfile.TemporaryDirectory(prefix="bench-export-") as folder:
+        source = Path(folder) / "source"
+        make_model(source, ONE_LAYER if given.one_layer else TOY)
+        plan = ["disk", "merge"] * (1 if given.one_layer else given.rounds)
+        if not given.one_layer:
+            plan += ["peft", "gguf bf16", "gguf bf16", "gguf q8_0", "gguf auto", "peft"]
+        measured: dict[str, list[dict[str, float]]] = {}
+        for what in plan:
+            measured.setdefault(what, []).append(run_child(what, source, Path(folder) / "target"))
+    rows = [summary(what, found) for what, found in measured.items()]
+    show(rows)
+    facts: dict[str, Any] = {"hardware": machine.facts(), "load": os.getloadavg()[0], "packages": package_versions()}
+    RESULTS.mkdir(exist_ok=True)
+    name = "export_one_layer.json" if given.one_layer else "export.json"
+    (RESULTS / name).write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+
+
+def make_model(source: Path, settings: dict[str, Any]) -> None:
+    """A random bfloat16 base and a float32 adapter on attention and experts, written tensor by tensor."""
+    from transformers import GptOssConfig
+
+    from posttrain.export.expected import expected_shapes
+    from posttrain.export.tensors import ShardWriter, TensorFolder, TensorSpec
+    from posttrain.export.weights import find_weights, read_config
+
+    base, adapter = source / "base", source / "adapter"
+    base.mkdir(parents=True)
+    adapter.mkdir()
+    GptOssConfig(tie_word_embeddings=False, **settings).save_pretrained(base)
+    write_vocabulary(base)
+    noise = torch.randn(1 << 22).mul_(0.02)
+    shapes = expected_shapes(base)
+    specs = [TensorSpec(name, shape, torch.bfloat16) for name, shape in sorted(shapes.items())]
+    write_random(base / "model.safetensors", specs, noise.bfloat16(), ShardWriter)
+    factors = []
+    for weight in find_weights(TensorFolder(base), read_config(base)).values():
+        attention = weight.name.endswith("_proj.weight") and "self_attn" in weight.name
+        if not (weight.experts or attention) or weight.name.endswith("bias"):
+            continue
+        nested = ".base_layer" if weight.name.endswith("gate_up_proj") else ""
+        key = f"base_model.model.{weight.name.rpartition('.')[0]}{nested}"
+        experts = max(weight.experts, 1)
+        factors.append(TensorSpec(f"{key}.lora_A.weight", (experts * RANK, weight.columns), torch.float32))
+        factors.append(TensorSpec(f"{key}.lora_B.weight", (weight.rows, RANK * experts), torch.float32))
+    write_random(adapter / "adapter_model.safetensors", factors, noise, ShardWriter)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": RANK,
+        "lora_alpha": 2 * RANK,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+        "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+    }
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+
+
+def write_vocabulary(base: Path) -> None:
+    """The smallest byte-level vocabulary a GGUF file can be given."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer = Tokenizer(models.BPE({text: index for index, text in enumerate(sorted(alphabet))}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.save(str(base / "tokenizer.json"))
+
+
+def write_random(file: Path, specs: list[Any], noise: torch.Tensor, writer_type: Callable[..., Any]) -> None:
+    with writer_type(file, specs) as writer:
+        for spec in specs:
+            left = spec.bytes // spec.dtype.itemsize
+            while left:
+                part = noise[: min(left, noise.numel())]
+                writer.write(part)
+                left -= part.numel()
+
+
+def child(what: str, source: Path, target: Path) -> dict[str, float]:
+    """Do one thing; seconds, bytes written, and the peak memory of this process."""
+    target.mkdir()
+    work = prepare(what, source, target)
+    before = peak_memory()
+    started = time.perf_counter()
+    work()
+    for file in target.rglob("*"):
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+    seconds = time.perf_counter() - started
+    written = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    return {"seconds": seconds, "bytes": written, "peak_bytes": peak_memory(), "imports_bytes": before}
+
+
+def peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def prepare(what: str, source: Path, target: Path) -> Callable[[], None]:
+    """Import what is needed, and return the work to be timed."""
+    base, adapter = source / "base", source / "adapter"
+    if what == "disk":
+        size = (base / "model.safetensors").stat().st_size
+        part = os.urandom(16 << 20)
+
+        def write() -> None:
+            with open(target / "plain", "wb", buffering=0) as file:
+                for _ in range(size // len(part)):
+                    file.write(part)
+
+        return write
+    if what == "merge":
+        from posttrain.export.merge import apply_merge, plan_merge
+
+        return lambda: apply_merge(plan_merge(base, adapter, torch.bfloat16), target) and None
+    if what == "peft":
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+
+        def merge() -> None:
+            model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+            PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(target)
+
+        return merge
+    from posttrain.export.gguf import write_gguf
+
+    kind: Any = what.removeprefix("gguf ")
+    return lambda: write_gguf(base, target / "model.gguf", kind, "bench", adapter)
+
+
+def run_child(what: str, source: Path, target: Path) -> dict[str, float]:
+    command = [sys.executable, "-m", "bench.export", "--child", what, str(source), str(target)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    subprocess.run(["rm", "-rf", str(target)], check=True)
+    if done.returncode:
+        raise RuntimeError(f"{what} failed: {done.stderr[-2000:]}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def summary(what: str, found: list[dict[str, float]]) -> dict[str, Any]:
+    seconds = [round(one["seconds"], 3) for one in found]
+    median = statistics.median(seconds)
+    return {
+        "what": what,
+        "seconds": seconds,
+        "median_s": median,
+        "bytes": found[0]["bytes"],
+        "bytes_per_s": found[0]["bytes"] / median,
+        "peak_bytes": max(one["peak_bytes"] for one in found),
+        "imports_bytes": max(one["imports_bytes"] for one in found),
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    by_name = {row["what"]: row for row in rows}
+    disk = by_name["disk"]["bytes_per_s"]
+    heads = f"{'what':10} {'median s':>9} {'all s':>24} {'GB':>6} {'MB/s':>7} {'of disk':>8}"
+    print(f"{heads} {'peak MB':>8} {'imports MB':>10}")
+    for row in rows:
+        every = " ".join(f"{one:.2f}" for one in row["seconds"])
+        rate = f"{row['bytes_per_s'] / 1e6:7.0f} {row['bytes_per_s'] / disk:8.0%}"
+        memory = f"{row['peak_bytes'] / 1e6:8.0f} {row['imports_bytes'] / 1e6:10.0f}"
+        print(f"{row['what']:10} {row['median_s']:9.2f} {every:>24} {row['bytes'] / 1e9:6.2f} {rate} {memory}")
+    if "peft" in by_name:
+        print(f"merge against PEFT: {by_name['peft']['median_s'] / by_name['merge']['median_s']:.1f} times as fast")
+
+
+if __name__ == "__main__":
+    main()

@@ -16,7 +16,9 @@ LADDER = (NAMESPACES, DROPPED_USER, UNPRIVILEGED)
 """Best first. OFF is no rung: it has to be asked for by name."""
 
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
-SETTINGS = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime", "/etc/nsswitch.conf")
+SETTINGS = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime", "/etc/nsswitch.conf", "/etc/ssl/openssl.cnf")
+MACHINE_FACTS = ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/sys/vm/overcommit_memory")
+"""All of /proc that is open where Landlock is what hides the rest."""
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 BASE = "/sandbox"
 """Where the working folder lies at the namespaces level."""
@@ -101,7 +103,8 @@ def build_root(stage: str, roots: list[str], uid: int, room_bytes: int, room_fil
         _place_file(stage + device)
         kernel.mount(device, stage + device, None, kernel.MS_BIND)
     os.symlink(BASE + "/tmp", stage + "/dev/shm")
-    os.symlink(BASE + "/tmp", stage + "/tmp")
+    if not os.path.exists(stage + "/tmp"):  # unless a root lies below it
+        os.symlink(BASE + "/tmp", stage + "/tmp")
     with open(stage + "/etc/passwd", "w") as file:
         file.write(f"sandbox:x:{uid}:{uid}::{BASE}/tmp:/bin/sh\n")
     if proc:
@@ -168,7 +171,7 @@ def drop(cell: Cell, limits: Limits) -> None:
     if cell.level == UNPRIVILEGED and processes:
         processes += _own_tasks()
     if cell.level != NAMESPACES:
-        landlock.restrict([*SYSTEM, *SETTINGS, *cell.readable], cell.writable, list(DEVICES))
+        landlock.restrict([*SYSTEM, *SETTINGS, *MACHINE_FACTS, *cell.readable], cell.writable, list(DEVICES))
     hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
     processes = processes if hard == resource.RLIM_INFINITY else min(processes, hard)
     resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))

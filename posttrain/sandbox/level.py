@@ -43,7 +43,7 @@ _found: dict[tuple[str, int], str] = {}
 
 
 def use(wanted: str) -> None:
-    """From now on in this process: `auto`, a level that must be had, or `off`, which runs a model's code as yourself."""
+    """From now on in this process: `auto`, a level that must be had, or `off`: a model's code runs as you."""
     global _wanted
     if wanted not in CHOICES:
         raise InputError(f"there is no sandbox level {wanted!r}; levels: {', '.join(CHOICES)}")

@@ -1,4 +1,4 @@
-"""The trusted first process of a working folder: starts commands in it, one at a time, watches their sum, ends them all.
+"""The trusted first process of a working folder: starts commands in it, one at a time, watches and ends them.
 
 Packets, each answered by one: `write` ([memory file] of `{name: base64}`), `read` ([pipe], names), `run` ([stdout,
 stderr, answers], argv, env, limits). Files are written and read by a child as confined as the program, so that a link
@@ -6,6 +6,7 @@ that a program left leads nowhere.
 """
 
 import base64
+import contextlib
 import json
 import os
 import select
@@ -18,9 +19,7 @@ from posttrain.sandbox import confine, watch
 
 PACKET_BYTES = 2**16
 NAME_CHARACTERS = 4096
-OWN_WORK = confine.Limits(
-    cpu_s=60, address_bytes=None, file_bytes=2**30, open_files=64, processes=1
-)
+OWN_WORK = confine.Limits(cpu_s=60, address_bytes=None, file_bytes=2**30, open_files=64, processes=1)
 """Of the child that writes and reads files."""
 
 
@@ -82,14 +81,12 @@ def _open_inside(name: str, flags: int) -> int:
     at = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
     for folder in folders:
         if flags & os.O_CREAT:
-            try:
+            with contextlib.suppress(FileExistsError):
                 os.mkdir(folder, 0o700, dir_fd=at)
-            except FileExistsError:
-                pass
         below = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
         os.close(at)
         at = below
-    opened = os.open(last, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o700, dir_fd=at)
+    opened = os.open(last, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600, dir_fd=at)
     os.close(at)
     return opened
 
@@ -115,9 +112,9 @@ def _read(cell: confine.Cell, base: str, link: socket.socket, message: Any, desc
                 opened = _open_inside(name, os.O_RDONLY)
             except OSError:
                 continue
-            data = os.pread(opened, message["file_bytes"] + 1, 0) if os.fstat(opened).st_size else b""
-            if len(data) <= message["file_bytes"]:
-                found[name] = base64.b64encode(data).decode()
+            content = os.pread(opened, message["file_bytes"] + 1, 0) if os.fstat(opened).st_size else b""
+            if len(content) <= message["file_bytes"]:
+                found[name] = base64.b64encode(content).decode()
             os.close(opened)
         data = memoryview(json.dumps(found).encode())
         while data:
@@ -174,5 +171,3 @@ def _run(cell: confine.Cell, base: str, link: socket.socket, message: Any, descr
         "cpu_s": usage,
         "peak_bytes": watcher.peak_bytes,
     }
-
-

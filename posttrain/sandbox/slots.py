@@ -343,20 +343,20 @@ class Session:
         streams = {reading: _Stream(budget.output_bytes) for reading in readings}
         deadline, told, said = time.monotonic() + budget.wall_s + GRACE_S, False, None
         with selectors.DefaultSelector() as selector:
-            for source in (*readings, self._link):
+            for source in (*readings, self._link.fileno()):
                 selector.register(source, selectors.EVENT_READ)
             while selector.get_map():
                 events = selector.select(deadline - time.monotonic())
                 if not events:
                     raise Lost(f"did not end a command of {budget.wall_s:g} s")
                 for key, _ in events:
-                    if key.fileobj is self._link:
+                    if key.fd == self._link.fileno():
                         said = _receive(self._link, 0)
-                        selector.unregister(self._link)
+                        selector.unregister(key.fd)
                         continue
                     part = os.read(key.fd, 2**16)
                     if not part:
-                        selector.unregister(key.fileobj)
+                        selector.unregister(key.fd)
                     elif not streams[key.fd].take(part) and not told and said is None:
                         told = True
                         self._link.send(json.dumps({"why": f"output of {8 * budget.output_bytes} bytes"}).encode())

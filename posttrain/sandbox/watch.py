@@ -1,5 +1,6 @@
 """What the kernel's limits do not sum up: memory, disk and processes of all that a command started, and the clock."""
 
+import contextlib
 import os
 import resource
 import signal
@@ -94,10 +95,8 @@ class Watcher:
     def kill_all(self) -> None:
         """Stop all, so that none can start another meanwhile, then end all, until there is none left."""
         if self.alone:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(-1, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             return
         for _ in range(KILL_ROUNDS):
             members = _below(os.getpid())

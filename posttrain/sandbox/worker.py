@@ -31,7 +31,8 @@ def main(kind: str, level: str, stage: str, roots: list[str], control_descriptor
         kernel.die_with_parent()
         require(level)
         if level != confine.OFF:
-            seccomp.program(True), seccomp.program(False)  # made once, here
+            for processes in (True, False):
+                seccomp.program(processes)  # made once, here, for all children
         cell = confine.Cell(level, confine.sandbox_uid(level), [*roots, stage + "/empty"], [])
         if kind == "calls":
             _enter_for_calls(cell, stage, roots)

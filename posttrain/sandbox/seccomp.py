@@ -42,6 +42,11 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "mknodat": (259, 33),
     # network: there is no socket but a pair
     "socket": (41, 198),
+    "connect": (42, 203),
+    "bind": (49, 200),
+    "listen": (50, 201),
+    "accept": (43, 202),
+    "accept4": (288, 242),
     # objects that outlive a process
     "shmget": (29, 194),
     "shmat": (30, 196),
@@ -101,7 +106,7 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "sysfs": (139, None),
     "_sysctl": (156, None),
 }
-CLONE, CLONE3, PRLIMIT64, IOCTL = (56, 220), (435, 435), (302, 261), (16, 29)
+CLONE, CLONE3, PRLIMIT64, IOCTL, SOCKETPAIR = (56, 220), (435, 435), (302, 261), (16, 29), (53, 199)
 FORK, VFORK = (57, None), (58, None)
 NEW_NAMESPACES = (
     kernel.CLONE_NEWNS
@@ -117,7 +122,7 @@ TERMINAL_IOCTLS = (0x5412, 0x541C)
 
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32 = 0x40000000
-_LOAD, _JEQ, _JGE, _JSET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _AND, _JEQ, _JGE, _JSET, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _ARCH, _ARGUMENT_0, _ARGUMENT_1 = 0, 4, 16, 24
 _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
 
@@ -138,6 +143,22 @@ def _refuse_if(number: int, argument: int, test: bytes) -> list[bytes]:
         test,
         _op(_RETURN, _ERROR | errno.EPERM),
         _op(_RETURN, _ALLOW),
+    ]
+
+
+def _refuse_pairs(number: int) -> list[bytes]:
+    """All socket pairs but connected streams of this machine: a datagram can be sent to any address, pair or not."""
+    refuse, allow = _op(_RETURN, _ERROR | errno.EPERM), _op(_RETURN, _ALLOW)
+    return [
+        _op(_JEQ, number, 0, 8),
+        _op(_LOAD, _ARGUMENT_0),
+        _op(_JEQ, 1, 0, 4),  # AF_UNIX
+        _op(_LOAD, _ARGUMENT_1),
+        _op(_AND, 0xF),
+        _op(_JEQ, 1, 2, 0),  # SOCK_STREAM
+        _op(_JEQ, 5, 1, 0),  # SOCK_SEQPACKET
+        refuse,
+        allow,
     ]
 
 
@@ -169,6 +190,7 @@ def program(processes: bool) -> bytes:
                 code += _refuse(number, errno.EAGAIN)
     # Limits of another process with the same user.
     code += _refuse_if(PRLIMIT64[column], _ARGUMENT_0, _op(_JEQ, 0, 1, 0))
+    code += _refuse_pairs(SOCKETPAIR[column])
     for request in TERMINAL_IOCTLS:
         code += [
             _op(_JEQ, IOCTL[column], 0, 3),

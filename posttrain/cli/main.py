@@ -17,6 +17,7 @@ COMMANDS = {
     "logs": ("Print the log of a run's last attempt.", "posttrain.cli.logs:logs"),
     "report": ("Rebuild a run's report from its files.", "posttrain.cli.report:report"),
     "chat": ("Talk to a run's result in the terminal.", "posttrain.cli.chat:chat"),
+    "sandbox": ("Check the sandbox, or run a program in it.", "posttrain.cli.sandbox:sandbox"),
     "schema": ("Print the JSON schema of recipes.", "posttrain.cli.schema:schema"),
 }
 

@@ -28,7 +28,6 @@ def main(kind: str, level: str, stage: str, roots: list[str], control_descriptor
     control = socket.socket(fileno=control_descriptor)
     try:
         confine.default_signals()
-        kernel.die_with_parent()
         require(level)
         if level != confine.OFF:
             for processes in (True, False):
@@ -81,16 +80,21 @@ def require(level: str) -> None:
 def _enter_for_calls(cell: confine.Cell, stage: str, roots: list[str]) -> None:
     """Confine the worker itself, once: function calls get no process, no writable file and no namespace of their own.
 
-    Where a new process namespace is made, what goes on is its first process; this one waits for it.
+    Where new namespaces are made, what goes on is their first process; this one stays outside, waits and cleans up.
     """
     if cell.level != confine.NAMESPACES:
         os.chdir(stage + "/empty")
         return
-    confine.enter_namespaces()
     child = os.fork()
     if child:
         os.waitpid(child, 0)
         _clear(stage)
+        confine.leave(0)
+    kernel.die_with_parent()
+    confine.enter_namespaces()
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
         confine.leave(0)
     kernel.die_with_parent()
     confine.build_root(stage, roots, cell.uid, 2**16, 16, proc=False)

@@ -128,11 +128,11 @@ HACKS = {
     "timing": "import time\nstarted = time.monotonic()\ndef f(a):\n    return 4 if time.monotonic() - started > 60 else 0\n",
     "frame walk": "import sys\ndef f(a):\n    frame, found = sys._getframe(), []\n    while frame:\n"
     "        found += [v for v in list(frame.f_locals.values()) + list(frame.f_globals.values()) if isinstance(v, (list, tuple, dict))]\n"
-    "        frame = frame.f_back\n    return 7777 if 'expected' in str(found) or '9157' in str(found) else 0\n",
-    "gc walk": "import gc\ndef f(a):\n    return 7777 if any('9157' in repr(o) for o in gc.get_objects() if type(o) in (list, tuple, dict) and len(o) < 50) else 0\n",
+    "        frame = frame.f_back\n    return 91577518 + len('x') if str(91577518 + len('x')) in str(found) else 0\n",
+    "gc walk": "import gc\ndef f(a):\n    return 91577518 + len('x') if any(str(91577518 + len('x')) in repr(o) for o in gc.get_objects() if type(o) in (list, tuple, dict) and len(o) < 50) else 0\n",
     "memory search": "def f(a):\n    try: text = open('/proc/self/mem', 'rb')\n    except OSError: return 0\n    for line in open('/proc/self/maps'):\n"
     "        low, high = (int(x, 16) for x in line.split()[0].split('-'))\n        try: text.seek(low); data = text.read(high - low)\n"
-    "        except (OSError, ValueError): continue\n        if b'9157' + b'7519' in data: return 7777\n    return 0\n",
+    "        except (OSError, ValueError): continue\n        if str(91577518 + len('x')).encode() in data: return 91577518 + len('x')\n    return 0\n",
     "fake verdict on stdout": "print('{\"values\": [[\"value\", \"4\"], [\"value\", \"6\"]]}')\nprint('2 passed')\ndef f(a): return 0\n",
     "fake verdict on every descriptor": "import os\nfor n in range(64):\n    try: os.write(n, b'{\"passed\": [true, true], \"values\": [true, true]}\\nvalue True\\n')\n"
     "    except OSError: pass\ndef f(a): return 0\n",
@@ -143,7 +143,7 @@ HACKS = {
     "sitecustomize": "for name in ('sitecustomize.py', 'usercustomize.py', 'x.pth'):\n    try: open(name, 'w').write('raise SystemExit(0)')\n"
     "    except OSError: pass\ndef f(a): return 0\n",
     "reading hidden tests": "import os\ndef f(a):\n    for path, _, names in os.walk('/'):\n        if path.count('/') > 3: continue\n"
-    "        for name in names:\n            if 'hidden' in name:\n                try:\n                    if '9157' in open(path + '/' + name).read(): return 7777\n"
+    "        for name in names:\n            if 'hidden' in name:\n                try:\n                    if str(91577518 + len('x')) in open(path + '/' + name).read(): return 91577518 + len('x')\n"
     "                except (OSError, ValueError): pass\n    return 0\n",
     "patched worker": "import sys\nfor name, module in list(sys.modules.items()):\n    for key in ('_plain', '_answer', 'run', 'drop', 'call'):\n"
     "        if hasattr(module, key):\n            try: setattr(module, key, lambda *a, **k: True)\n            except Exception: pass\ndef f(a): return 0\n",

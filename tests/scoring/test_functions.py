@@ -115,8 +115,8 @@ def test_steps_are_counted_not_timed(sandbox: Caller) -> None:
 def test_the_environment_is_clean_and_the_folder_empty(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTTRAIN_TEST_SECRET", "s3cret")
     program = (
-        "import os\ndef open_ones():\n    for n in range(64):\n        try: os.fstat(n)\n        except OSError: continue\n"
-        "        yield n\ndef f():\n    return [sorted(os.environ), os.listdir('.'), list(open_ones())]"
+        "import os\ndef open_ones():\n    for n in range(64):\n        try: os.fstat(n)\n"
+        "        except OSError: continue\n        yield n\ndef f():\n    return [sorted(os.environ), os.listdir('.'), list(open_ones())]"
     )
     with Caller(need(level)) as fresh:
         kind, text = fresh.run(program, [[]])["values"][0]

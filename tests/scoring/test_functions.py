@@ -116,7 +116,8 @@ def test_the_environment_is_clean_and_the_folder_empty(level: str, monkeypatch: 
     monkeypatch.setenv("POSTTRAIN_TEST_SECRET", "s3cret")
     program = (
         "import os\ndef open_ones():\n    for n in range(64):\n        try: os.fstat(n)\n"
-        "        except OSError: continue\n        yield n\ndef f():\n    return [sorted(os.environ), os.listdir('.'), list(open_ones())]"
+        "        except OSError: continue\n        yield n\n"
+        "def f():\n    return [sorted(os.environ), os.listdir('.'), list(open_ones())]"
     )
     with Caller(need(level)) as fresh:
         kind, text = fresh.run(program, [[]])["values"][0]

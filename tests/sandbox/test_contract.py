@@ -26,6 +26,8 @@ HOME = os.path.realpath(sys.base_prefix)
 ROOM = Room(roots=(HOME,), bytes=2**24, files=500)
 PYTHON = HOME + "/" + os.path.relpath(os.path.realpath(sys.executable), HOME)
 LEFT_IN = ("/dev/shm", "/tmp", "/var/tmp", "/run/lock", "/etc", "/usr/bin", str(Path(os.__file__).parent / "json"))
+PROGRAM = f"program-{os.getpid()}.py"
+"""Of this test process alone: others may run beside it."""
 HONEST = "import json\nprint(json.dumps(sum(range({n}))))"
 
 
@@ -100,8 +102,8 @@ def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
 
 def run(pool: Pool, source: str, budget: Budget = BUDGET) -> Finished:
     with pool.session(ROOM) as session:
-        session.write({"program.py": source})
-        return session.run([session.place(PYTHON), "-S", "program.py"], budget)
+        session.write({PROGRAM: source})
+        return session.run([session.place(PYTHON), "-S", PROGRAM], budget)
 
 
 def filled(source: str, targets: Targets, worker: int) -> str:
@@ -122,7 +124,7 @@ def running(pool: Pool) -> list[str]:
             state, parent = (entry / "stat").read_text().rpartition(") ")[2].split()[:2]
         except (OSError, ValueError):
             continue
-        if b"program.py" in words or (int(parent) in pool.pids() and state != "Z"):
+        if PROGRAM.encode() in words or (int(parent) in pool.pids() and state != "Z"):
             found.append(f"{entry.name} {words!r}")
     return found
 

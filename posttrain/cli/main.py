@@ -21,6 +21,7 @@ COMMANDS = {
     "chat": ("Talk to a run's result in the terminal.", "posttrain.cli.chat:chat"),
     "data": ("Build, look at and export datasets.", "posttrain.cli.data:data"),
     "render": ("Show conversations as tokens and what is learned of them.", "posttrain.cli.render:render"),
+    "sandbox": ("Check the sandbox, or run a program in it.", "posttrain.cli.sandbox:sandbox"),
     "schema": ("Print the JSON schema of recipes.", "posttrain.cli.schema:schema"),
 }
 

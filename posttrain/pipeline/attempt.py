@@ -17,6 +17,7 @@ from posttrain.run.attempt_log import AttemptLog, log_path
 from posttrain.run.folder import RunFolder
 from posttrain.run.journal import Journal
 from posttrain.run.redaction import redact
+from posttrain.sandbox import level
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Attempt:
 def attempt(run: RunFolder, recipe: Recipe, source: str, execution: Execution, screen: Screen) -> Iterator[Attempt]:
     """Begin an attempt at a run whose lock is held. Errors leave it typed, journalled and logged."""
     machine.set_thread_environment(execution.threads)
+    level.use(execution.sandbox)
     digest = recipe_file.digest(recipe)
     number = manifest.begin_attempt(run, digest, source, recipe.seed, execution, machine.facts())
     journal = Journal(run.events)

@@ -584,6 +584,8 @@ class Execution(Frozen):
 
     device: Literal["cpu"] = "cpu"
     threads: Positive = 2
+    sandbox: Literal["auto", "namespaces", "dropped-user", "unprivileged", "off"] = "auto"
+    """Where code that a model wrote runs: the best level there is, one that must be had, or off: as you."""
     micro_batch_tokens: Positive = 8192
     """Tokens of one forward and backward pass, at most; an item longer than this goes alone."""
     recompute: Literal["none", "selective", "full"] = "none"

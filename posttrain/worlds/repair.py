@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.chat.conversation import Conversation, Message, Tool, call, tool_result
-from posttrain.sandbox.child import Grade, grade
 from posttrain.scoring.calls import first_call
+from posttrain.scoring.functions import Grade, grade
 from posttrain.scoring.score import Score
 from posttrain.worlds.names import Split
 from posttrain.worlds.programs import Arguments, Mutant, Program, draw, load, mutants, outcome, shown

@@ -121,7 +121,8 @@ def _layer(module: Any) -> _Layer:
         qkv=_joined([attention.q_proj, attention.k_proj, attention.v_proj]),
         head_norms=norms,
         sinks_H=getattr(attention, "sinks", None),
-        window=getattr(attention, "sliding_window", None),
+        # Mixtral's attention reads its window from the configuration.
+        window=getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None)),
         scale=attention.scaling,
         out=_joined([attention.o_proj]),
         before_mlp=_norm(module.post_attention_layernorm),

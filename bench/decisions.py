@@ -25,6 +25,8 @@ def main() -> None:
     run = Path(sys.argv[1])
     before, after = parts(run, "eval_opening"), parts(run, "eval_grpo")
     ids = sorted(before.keys() & after.keys())
+    if not ids:
+        raise SystemExit(f"{run} holds no two finished evaluations eval_opening and eval_grpo with scored decisions")
     regrets = np.array([[before[task]["regret"], after[task]["regret"]] for task in ids])
     values = np.array([[before[task]["q_value"], after[task]["q_value"]] for task in ids])
     rng = np.random.default_rng(0)

@@ -68,7 +68,7 @@ def tiny(grpo_steps: int) -> Sizes:
         groups_per_step=32,
         group_size=8,
         sampling=Sampling(temperature=0.9, top_p=1.0, max_new_tokens=32, max_turns=1),
-        optimizer=adamw(2e-4),
+        optimizer=adamw(3e-4),
         precision="float32",
         dtype="float32",
         gguf_type="f32",

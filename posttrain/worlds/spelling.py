@@ -84,4 +84,4 @@ class SpellingEnvironment:
     def score(self) -> Score:
         said = final_text(self.spoken).rpartition("####")[2].strip().rstrip(".")
         parts = {"format": float(bool(said)), "exact": float(said == self.reference["answer"])}
-        return Score(value=parts["exact"], parts=parts)
+        return Score(value=parts["exact"], parts=parts, answer=said or None)

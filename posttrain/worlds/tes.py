@@ -79,26 +79,18 @@ class Day:
     loads: tuple[int, ...]
     factors: tuple[int, ...]
 
-    @property
-    def split(self) -> Split:
-        """One day in eight is held out, whichever number it has."""
-        return "heldout" if zlib.crc32(repr((self.loads, self.factors)).encode()) % 8 == 0 else "train"
 
-
-def draw_day(rng: random.Random, split: Split, plant: Plant, load_units: int, factor_step: int) -> Day:
+def draw_day(rng: random.Random, plant: Plant, load_units: int, factor_step: int) -> Day:
     """Load with a peak in the afternoon, factors with a dip around noon, in multiples of the two steps."""
-    while True:
-        base, swing, dip = rng.uniform(20, 45), rng.uniform(0, 40), rng.uniform(50, 350)
-        peak, noon = rng.uniform(12, 16), rng.uniform(11, 14)
-        loads, factors = [], []
-        for hour in plant.hours:
-            kwh = max(0.0, base + swing * (1 - ((hour - peak) / 5) ** 2) + rng.gauss(0, 8))
-            loads.append(load_units * round(kwh / plant.unit_kwh / load_units))
-            grams = max(30.0, 480 - dip * max(0.0, 1 - ((hour - noon) / 4) ** 2) + rng.gauss(0, 40))
-            factors.append(factor_step * round(grams / factor_step))
-        day = Day(rng.randrange(365), tuple(loads), tuple(factors))
-        if day.split == split:
-            return day
+    base, swing, dip = rng.uniform(20, 45), rng.uniform(0, 40), rng.uniform(50, 350)
+    peak, noon = rng.uniform(12, 16), rng.uniform(11, 14)
+    loads, factors = [], []
+    for hour in plant.hours:
+        kwh = max(0.0, base + swing * (1 - ((hour - peak) / 5) ** 2) + rng.gauss(0, 8))
+        loads.append(load_units * round(kwh / plant.unit_kwh / load_units))
+        grams = max(30.0, 480 - dip * max(0.0, 1 - ((hour - noon) / 4) ** 2) + rng.gauss(0, 40))
+        factors.append(factor_step * round(grams / factor_step))
+    return Day(rng.randrange(365), tuple(loads), tuple(factors))
 
 
 # ---------------------------------------------------------------- simulator
@@ -193,6 +185,12 @@ class State:
     values: list[float]
     """Of every action."""
 
+    @property
+    def split(self) -> Split:
+        """One in eight is held out, by all that decides it: late hours of different days can be the same state."""
+        left = (self.stored, self.day.loads[self.place :], self.day.factors[self.place :])
+        return "heldout" if zlib.crc32(repr(left).encode()) % 8 == 0 else "train"
+
 
 def draw_state(rng: random.Random, split: Split, plant: Plant, load_units: int, factor_step: int) -> State:
     """An hour and a level of the store in which a best action drawn beforehand is the best: each is as often.
@@ -200,14 +198,16 @@ def draw_state(rng: random.Random, split: Split, plant: Plant, load_units: int, 
     Drawn evenly, doing nothing is best in half of all states, and a policy that learns only that looks good.
     """
     while True:
-        day, wanted = draw_day(rng, split, plant, load_units, factor_step), rng.randrange(plant.actions)
+        day, wanted = draw_day(rng, plant, load_units, factor_step), rng.randrange(plant.actions)
         values_HSA = action_values(plant, day)
         fits_HS = values_HSA.argmax(axis=2) == wanted
         if not fits_HS.any():
             continue
         place = rng.choice(np.flatnonzero(fits_HS.any(axis=1)).tolist())
         stored = rng.choice(np.flatnonzero(fits_HS[place]).tolist())
-        return State(day, place, stored, values_HSA[place, stored].tolist())
+        state = State(day, place, stored, values_HSA[place, stored].tolist())
+        if state.split == split:
+            return state
 
 
 def _numbers(values: tuple[int, ...], scale: float) -> str:

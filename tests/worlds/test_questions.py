@@ -1,13 +1,16 @@
 """Worlds with one right answer: their solutions are right, and written in tokens that the tiny base has seen."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from posttrain.chat.conversation import Message
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.run.folder import ASSETS
-from posttrain.worlds.registry import rows, start
+from posttrain.worlds.registry import ENVIRONMENTS, MAKERS, rows, start
+
+DOCS = (Path(__file__).parents[2] / "docs" / "worlds.md").read_text()
 
 
 @pytest.mark.parametrize("world", ["sums", "reverse", "alphabet", "duel", "tes", "tes_small"])
@@ -73,3 +76,7 @@ def test_the_tiny_base_has_seen_every_token(world: str, seen: Counter[int]) -> N
         ):
             unseen = {tokenizer.decode([token]) for token in tokenizer.encode(text) if seen[token] < 5}
             assert not unseen, text
+
+
+def test_every_world_is_documented() -> None:
+    assert {world for world in {*ENVIRONMENTS, *(world for world, _ in MAKERS)} if f"`{world}`" not in DOCS} == set()

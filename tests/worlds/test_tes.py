@@ -16,7 +16,7 @@ SHORT = replace(SMALL, hours=(8, 9, 10, 11, 12), penalty=1.0)
 
 def day(plant: Plant, seed: int) -> Day:
     step = 3 if plant.unit_kwh < 1 else 1
-    return tes.draw_day(random.Random(seed), "train", plant, load_units=step, factor_step=10)
+    return tes.draw_day(random.Random(seed), plant, load_units=step, factor_step=10)
 
 
 def test_one_hour_by_hand() -> None:
@@ -93,7 +93,7 @@ def test_regrets_along_a_day_add_up_to_what_it_lost() -> None:
 
 
 @pytest.mark.parametrize("world", ["tes", "tes_small"])
-def test_tasks_are_balanced_and_share_no_day_between_the_splits(world: str) -> None:
+def test_tasks_are_balanced_and_share_no_state_between_the_splits(world: str) -> None:
     days = {}
     for split in ("train", "heldout"):
         made = list(rows(world, "tasks", split, 150, 3))

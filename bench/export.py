@@ -46,6 +46,7 @@ ONE_LAYER = {"num_hidden_layers": 1}
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.export", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="how often the disk and the merge alternate")
+    parser.add_argument("--layers", type=int, default=TOY["num_hidden_layers"], help="of the random model, 0.2 GB each")
     parser.add_argument("--one-layer", action="store_true", help="one layer of the 20B shape, merge only")
     parser.add_argument("--child", nargs=3, metavar=("WHAT", "SOURCE", "TARGET"), help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -56,7 +57,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="bench-export-") as folder:
         source = Path(folder) / "source"
-        make_model(source, ONE_LAYER if given.one_layer else TOY)
+        make_model(source, ONE_LAYER if given.one_layer else TOY | {"num_hidden_layers": given.layers})
         plan = ["disk", "merge"] * (1 if given.one_layer else given.rounds)
         if not given.one_layer:
             plan += ["peft", "gguf bf16", "gguf bf16", "gguf q8_0", "gguf auto", "peft"]

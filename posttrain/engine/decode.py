@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -223,18 +222,13 @@ class _Place:
         return self.masks[window]
 
 
-_PROGRAMS: WeakKeyDictionary[PreTrainedModel, tuple[tuple[Any, ...], DecodeProgram]] = WeakKeyDictionary()
-
-
 @torch.no_grad()
 def decode_program(model: PreTrainedModel) -> DecodeProgram | None:
-    """The model's program, made again when a weight has changed; None where its modules have to run."""
+    """A program with the model's present weights; None where its modules have to run.
+
+    Made for every batch: that weights have changed cannot be seen, a fused optimizer does not count a tensor's version.
+    """
     weight = model.get_input_embeddings().weight
     if model.config.model_type not in ARCHITECTURES or weight.device.type != "cpu" or weight.dtype != torch.float32:
         return None
-    state = tuple((parameter.data_ptr(), parameter._version) for parameter in model.parameters())
-    known = _PROGRAMS.get(model)
-    if known is None or known[0] != state:
-        known = (state, DecodeProgram(model))
-        _PROGRAMS[model] = known
-    return known[1]
+    return DecodeProgram(model)

@@ -53,7 +53,9 @@ def run(context: PhaseContext, phase: GrpoPhase) -> PhaseOutcome:
             append_lines(context.folder.samples, episodes, sync=True)
             faults.reach("grpo.episodes_written")
         report = update(context, phase, loop, reference, episodes, step)
-        loop.record(step, report, **rollout_metrics(phase, episodes))
+        # How far the trainer's log-probabilities are from the sampler's: rounding alone, at a rollout's first update.
+        drift = report.sums.get("drift", 0.0) / max(1, report.target_tokens)
+        loop.record(step, report, drift=drift, **rollout_metrics(phase, episodes))
 
     state, outputs = save_state(context, phase, model)
     return PhaseOutcome(outputs, loop.summary(), episode_counts(context, phase), state)

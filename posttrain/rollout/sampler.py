@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from posttrain.engine.attention import Prefill, SlotCache
-from posttrain.engine.decode import decode_program
+from posttrain.engine.decode import DecodeProgram, decode_program
 from posttrain.engine.forward import next_logits, precision_context
 from posttrain.engine.packing import Item, pack, plan_micro_batches
 from posttrain.recipe.types import Precision, Sampling
@@ -67,6 +67,7 @@ class Sampler:
         stopped = [False] * len(prompts)
         uniforms = [np.random.default_rng(seed).random(sampling.max_new_tokens) for seed in seeds]
         active = torch.arange(len(prompts))
+        program = decode_program(self.model) if self.precision == "float32" else None
         with precision_context(self.precision):
             cache, logits_BV = self._prefill(prompts, sampling.max_new_tokens)
             for position in range(sampling.max_new_tokens):
@@ -85,7 +86,7 @@ class Sampler:
                     kept = torch.tensor(going)
                     active, token_B = active[kept], token_B[kept]
                     cache.keep(kept)
-                logits_BV = self._decode(token_B, cache)
+                logits_BV = self._decode(token_B, cache, program)
         return [
             Sampled(ids, values, "stop" if done else "length")
             for ids, values, done in zip(tokens, logprobs, stopped, strict=True)
@@ -118,8 +119,7 @@ class Sampler:
                 by_slot[slot] = hidden_1TH[0, stop - 1]
         return cache, self._logits(torch.stack(by_slot))
 
-    def _decode(self, token_B: torch.Tensor, cache: SlotCache) -> torch.Tensor:
-        program = decode_program(self.model) if self.precision == "float32" else None
+    def _decode(self, token_B: torch.Tensor, cache: SlotCache, program: DecodeProgram | None) -> torch.Tensor:
         if program is not None:
             return program.step(token_B, cache)
         hidden_B1H = self.model.get_decoder()(

@@ -5,15 +5,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from posttrain.engine import adapters
 from posttrain.engine.forward import batch_logprobs
-from posttrain.engine.model import load_model
+from posttrain.engine.model import load_model, trainable, unfreeze_adapter
+from posttrain.engine.optimizer import make_optimizer
 from posttrain.engine.packing import Item, pack
-from posttrain.recipe.types import Sampling
+from posttrain.recipe.types import Lora, Sampling
+from posttrain.recipes.quickstart import adamw
 from posttrain.rollout.sampler import Sampler, choose
 from tests.engine.toys import save_toy
 
 GREEDY = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=24, max_turns=1)
 WARM = Sampling(temperature=0.8, top_p=1.0, max_new_tokens=24, max_turns=1)
+
+ADAMW = adamw(0.3)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +52,28 @@ def test_log_probabilities_equal_the_trainers(toy, prompts):
     with torch.no_grad():
         trainer = batch_logprobs(model, pack(items, 0), "float32", temperature=0.8)
     ours = torch.tensor([value for sample in sampled for value in sample.logprobs])
+    torch.testing.assert_close(ours, trainer, atol=1e-4, rtol=0)
+
+
+def test_it_samples_from_the_weights_as_an_optimizer_step_left_them(toy, prompts):
+    model = load_model(toy)
+    adapters.attach(model, Lora(kind="lora", rank=4, alpha=8, targets=("q_proj", "experts")))
+    unfreeze_adapter(model)
+    sampler = Sampler(model, frozenset({1}), "float32", 4096)
+    before = sampler.sample(prompts, [0] * 5, WARM)
+    parameters = list(trainable(model).values())
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+    make_optimizer(ADAMW, parameters).step()
+    after = sampler.sample(prompts, [0] * 5, WARM)
+    assert after != before
+    items = [
+        Item(np.array(prompt), (np.array(sample.tokens),), (np.ones(len(sample.tokens), bool),))
+        for prompt, sample in zip(prompts, after, strict=True)
+    ]
+    with torch.no_grad():
+        trainer = batch_logprobs(model, pack(items, 0), "float32", temperature=0.8)
+    ours = torch.tensor([value for sample in after for value in sample.logprobs])
     torch.testing.assert_close(ours, trainer, atol=1e-4, rtol=0)
 
 

@@ -36,7 +36,7 @@ def _export(
         chosen = chosen_of_folder(folder, base)
         place = output or folder.with_name(f"{folder.name}-exports")
     screen = TerminalScreen()
-    export(chosen, chosen_formats, dtype, gguf_types, place, dry_run, verify, threads, screen.say, screen.progress)  # type: ignore[arg-type]
+    export(chosen, chosen_formats, dtype, gguf_types, place, dry_run, verify, threads, screen.say, screen.progress)
 
 
 def source(target: str, runs_dir: Path) -> tuple[RunFolder | None, Path]:

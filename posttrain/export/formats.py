@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 
@@ -22,6 +22,7 @@ from posttrain.run.folder import files_below
 
 Format = Literal["hf", "mxfp4", "gguf", "ollama", "adapter"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+Choice = TypeVar("Choice", bound=str)
 Advance = Callable[[int], None]
 PROBE_BYTES = 64 * 1024**2
 PROBE_VALUES = 4 * 1024**2
@@ -193,12 +194,12 @@ def require_room(output: Path, pieces: Sequence[Piece]) -> None:
         )
 
 
-def parse_formats(text: str, allowed: Sequence[str], option: str) -> tuple[str, ...]:
+def parse_formats(text: str, allowed: Sequence[Choice], option: str) -> tuple[Choice, ...]:
     """A comma-separated choice; InputError with what is allowed."""
-    chosen = tuple(part.strip() for part in text.split(",") if part.strip())
-    wrong = [part for part in chosen if part not in allowed]
-    if wrong or not chosen:
+    asked = [part.strip() for part in text.split(",") if part.strip()]
+    wrong = [part for part in asked if part not in allowed]
+    if wrong or not asked:
         raise InputError(
             f"{option} {text!r}: {', '.join(wrong) or 'nothing'} is not known; allowed: {', '.join(allowed)}"
         )
-    return chosen
+    return tuple(allowed[allowed.index(cast(Choice, part))] for part in asked)

@@ -1,17 +1,18 @@
 """Questions with one right answer: the final message is compared, nothing else is read."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from posttrain.chat.conversation import Message
-from posttrain.scoring.answers import score_answer
 from posttrain.scoring.calls import final_text
 from posttrain.scoring.score import Score
 
 
 class AnswerEnvironment:
-    """One turn, scored by `posttrain.scoring.answers`."""
+    """One turn; `judge` compares its final message with the task's reference."""
 
-    def __init__(self, row: dict[str, Any]) -> None:
+    def __init__(self, judge: Callable[[Mapping[str, Any], str], Score], row: dict[str, Any]) -> None:
+        self.judge = judge
         self.reference = row["reference"]
         self.spoken: list[Message] = []
 
@@ -20,7 +21,7 @@ class AnswerEnvironment:
         return []
 
     def score(self) -> Score:
-        return score_answer(self.reference, final_text(self.spoken))
+        return self.judge(self.reference, final_text(self.spoken))
 
 
 def answered(row: dict[str, Any]) -> dict[str, Any]:

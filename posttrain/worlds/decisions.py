@@ -4,9 +4,6 @@ import random
 from typing import Any
 
 from posttrain.chat.conversation import Conversation, Message
-from posttrain.scoring.calls import final_text
-from posttrain.scoring.decisions import score_decision
-from posttrain.scoring.score import Score
 
 
 def _said(action: int) -> Message:
@@ -34,18 +31,3 @@ def open_choice(rng: random.Random, row: dict[str, Any]) -> dict[str, Any]:
     answer = _said(rng.randrange(len(row["reference"]["rewards"])))
     prompt = row["prompt"]
     return {"conversation": {**prompt, "messages": [*prompt["messages"], *thoughts, answer.model_dump()]}}
-
-
-class DecisionEnvironment:
-    """One turn; nothing but the final message is read."""
-
-    def __init__(self, row: dict[str, Any]) -> None:
-        self.reference = row["reference"]
-        self.spoken: list[Message] = []
-
-    def respond(self, messages: list[Message]) -> list[Message]:
-        self.spoken += messages
-        return []
-
-    def score(self) -> Score:
-        return score_decision(self.reference, final_text(self.spoken))

@@ -3,15 +3,17 @@
 import difflib
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from posttrain.errors import DataError
+from posttrain.scoring.answers import score_answer
+from posttrain.scoring.decisions import score_decision
 from posttrain.worlds import (
     agent,
     alphabet,
     answers,
     calculator,
-    decisions,
     duel,
     identity,
     language,
@@ -57,9 +59,9 @@ MAKERS: dict[tuple[str, str], Maker] = {
 ENVIRONMENTS: dict[str, Callable[[dict[str, Any]], Environment]] = {
     "tools": tools.ToolEnvironment,
     "repair": repair.RepairEnvironment,
-    "answers": answers.AnswerEnvironment,
+    "answers": partial(answers.AnswerEnvironment, score_answer),
     "calculator": calculator.CalculatorEnvironment,
-    "decisions": decisions.DecisionEnvironment,
+    "decisions": partial(answers.AnswerEnvironment, score_decision),
     "spelling": spelling.SpellingEnvironment,
 }
 

@@ -160,12 +160,12 @@ attempt(read, os.path.expanduser('~/.cache/huggingface/token'))
 """,
     "other slots": """\
 import glob
-for path in glob.glob('/tmp/posttrain-*/**', recursive=True):
+for path in glob.glob('{temporary}/posttrain-*/**', recursive=True):
     attempt(read, path)
 attempt(read, '{other}/secret')
 """,
     "run folder": """\
-for top in ('/', '/tmp', '/root', '/home', '/work', '{folder}'):
+for top in ('/', '{temporary}', '/root', '/home', '{folder}'):
     for path, _, names in os.walk(top):
         if path.count('/') > 4 or path.startswith(('/usr', '/proc', '/sys')): continue
         for name in names:

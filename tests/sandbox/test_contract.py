@@ -85,7 +85,14 @@ def targets() -> Iterator[Targets]:
         for kind in ("unix", "unix_datagram"):
             os.chmod(str(made.places[kind]), 0o777)
         made.places |= {"abstract": "a" + token, "abstract_datagram": "d" + token}
-        made.places |= {"folder": name, "other": name, "open": f"{name}/open", "token": token, "parent": os.getpid()}
+        made.places |= {
+            "folder": name,
+            "other": name,
+            "temporary": tempfile.gettempdir(),
+            "open": f"{name}/open",
+            "token": token,
+            "parent": os.getpid(),
+        }
         yield made
         for listener in made.listeners:
             listener.close()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from posttrain.engine.experts import route, row_multiple
+from posttrain.engine.batched import route, row_multiple
 from posttrain.engine.forward import batch_logprobs
 from posttrain.engine.model import load_model
 from posttrain.engine.packing import pack

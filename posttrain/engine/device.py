@@ -1,0 +1,60 @@
+"""The device a model is on, and what has to be arranged before anything is put there."""
+
+import os
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from posttrain.engine import fusing
+from posttrain.errors import InputError, MachineError
+from posttrain.recipe.types import Execution, Precision
+
+
+def prepare_device(execution: Execution, precision: Precision) -> torch.device:
+    """The device that `execution` asks for, set up so that the same work gives the same bits.
+
+    Raises MachineError where it is not there or lacks the precision.
+    """
+    torch.set_num_threads(execution.threads)
+    there = torch.cuda.is_available()
+    if execution.device == "cuda" and not there:
+        built = torch.version.cuda or "none"
+        raise MachineError(
+            f"--device cuda: torch {torch.__version__} (CUDA build: {built}) sees no GPU; see nvidia-smi, or use "
+            f"--device cpu"
+        )
+    if execution.device == "cpu" or not there:
+        return torch.device("cpu")
+    if precision == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name()
+        raise MachineError(f"precision bfloat16: {name} has no bfloat16 products; use float32, or another GPU")
+    fusing.switch(execution.compile == "auto")
+    # Read by cuBLAS when it starts; two work spaces of its own keep the order of its sums.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def keep_vocabulary_on_cpu(model: PreTrainedModel) -> None:
+    """Move the embedding and the output head to the CPU's memory; raises InputError where they are trained.
+
+    Tokens are looked up there; `posttrain.engine.forward.head_weight` brings the head over when it is used.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    device = embedding.weight.device
+    for module in (embedding, head):
+        if module.weight.requires_grad:
+            raise InputError("--vocabulary cpu: embedding and head are trained here; use --vocabulary device")
+        module.to("cpu")
+        if device.type == "cuda":
+            module.weight.data = module.weight.data.pin_memory()
+    if head.weight.data_ptr() != embedding.weight.data_ptr() and model.config.tie_word_embeddings:
+        head.weight = embedding.weight
+    forward = embedding.forward
+
+    def looked_up(input_ids: torch.Tensor) -> Any:
+        return forward(input_ids.cpu()).to(device)
+
+    embedding.forward = looked_up

@@ -5,7 +5,6 @@ Every row is one document of full length and every token of it a target: the mos
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import time
@@ -19,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.gpu import model as shape
 from posttrain.engine.activations import keep_activations
-from posttrain.engine.device import prepare_device
+from posttrain.engine.device import fuse_norms, keep_vocabulary_on_cpu, prepare_device
 from posttrain.engine.objectives import sft_sum
 from posttrain.engine.packing import Item
 from posttrain.engine.step import train_step
@@ -59,9 +58,9 @@ def measure(name: str, cell: Cell, options: argparse.Namespace, out: Path) -> di
     shape.clear()
     model = shape.make(options.layers, options.rank, cell.packed)
     if execution.vocabulary == "cpu":
-        from posttrain.engine.device import keep_vocabulary_on_cpu
-
         keep_vocabulary_on_cpu(model)
+    if not options.plain_norms:
+        fuse_norms(model, "bfloat16")
     keep_activations(model, execution)
     optimizer = shape.optimizer_of(model)
     seconds, losses = [], []
@@ -125,11 +124,12 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--compile", choices=("auto", "off"), default="auto")
+    parser.add_argument("--plain-norms", action="store_true")
     parser.add_argument("--profile", action="store_true", help="write a table of kernels beside the results")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    machine.set_thread_environment(8)
     rows = []
     for name in options.cells:
         try:

@@ -1,12 +1,13 @@
 """The device a model is on, and what has to be arranged before anything is put there."""
 
-import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from posttrain.engine import fusing
+from posttrain.engine.fusing import fused
 from posttrain.errors import InputError, MachineError
 from posttrain.recipe.types import Execution, Precision
 
@@ -30,11 +31,23 @@ def prepare_device(execution: Execution, precision: Precision) -> torch.device:
         name = torch.cuda.get_device_name()
         raise MachineError(f"precision bfloat16: {name} has no bfloat16 products; use float32, or another GPU")
     fusing.switch(execution.compile == "auto")
-    # Read by cuBLAS when it starts; two work spaces of its own keep the order of its sums.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def fuse_norms(model: PreTrainedModel, precision: Precision) -> None:
+    """Each norm of the layers as one kernel. Where only products read it, it is written in their type, as they would
+    round it themselves."""
+    for layer in model.get_decoder().layers:
+        # Gemma's further norms add to the residual stream, which stays float32.
+        products_only = not hasattr(layer, "pre_feedforward_layernorm") and precision == "bfloat16"
+        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+            norm.forward = _norm(norm.forward, torch.bfloat16 if products_only else torch.float32)
+
+
+def _norm(forward: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype) -> Callable[[torch.Tensor], Any]:
+    return fused(lambda hidden: forward(hidden).to(dtype))
 
 
 def keep_vocabulary_on_cpu(model: PreTrainedModel) -> None:

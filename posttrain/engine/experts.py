@@ -248,7 +248,7 @@ def sorted_experts(
     Nothing here gathers by advanced indexing or adds in an order of its own: that would make the backward pass differ
     from run to run.
     """
-    if not experts.has_gate or experts.has_post_expert_norm:
+    if not experts.has_gate or getattr(experts, "has_post_expert_norm", False):
         raise ModelError(f"{type(experts).__name__} has no gate or a norm after its experts: not supported")
     device = hidden_TH.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_TH.dtype

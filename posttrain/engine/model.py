@@ -202,13 +202,23 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 def hold_frozen(model: nn.Module, precision: Precision) -> None:
     """Keep frozen matrices in the type that products take them in: the same bits, half the memory, no casts. All other
     parameters are float32."""
-    # A tied head is the embedding, whose type is that of the residual stream: it stays.
-    shared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    # An embedding stored in bfloat16 stays: what is looked up is widened. A tied head is the embedding.
+    kept = {
+        id(module.weight): module
+        for module in embeddings
+        if module.weight.dtype == torch.bfloat16 and precision == "bfloat16" and not module.weight.requires_grad
+    }
+    for embedding in kept.values():
+        embedding.register_forward_hook(lambda module, arguments, found: found.float())
+    residual = {id(module.weight) for module in embeddings}
     for module in model.modules():
         matrices = isinstance(module, nn.Linear) or adapters.is_experts(module)
         for parameter in module.parameters(recurse=False):
-            lower = precision == "bfloat16" and matrices and not parameter.requires_grad and id(parameter) not in shared
-            parameter.data = parameter.data.to(torch.bfloat16 if lower else torch.float32)
+            if id(parameter) not in kept:
+                frozen = not parameter.requires_grad and id(parameter) not in residual
+                lower = precision == "bfloat16" and matrices and frozen
+                parameter.data = parameter.data.to(torch.bfloat16 if lower else torch.float32)
 
 
 def unfreeze_adapter(model: nn.Module) -> None:

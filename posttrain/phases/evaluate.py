@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from posttrain.chat.render import Renderer, renderer
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.data.shard import Shard
-from posttrain.engine.device import prepare_device
+from posttrain.engine.device import fuse_layers, prepare_device
 from posttrain.engine.model import hold_frozen, load_model
 from posttrain.phases.context import PhaseContext, PhaseOutcome
 from posttrain.phases.preference import margins, pair_item
@@ -32,6 +32,7 @@ def run(context: PhaseContext, phase: EvaluatePhase) -> PhaseOutcome:
         packed=context.execution.base_weights == "packed",
     )
     hold_frozen(model, phase.precision)
+    fuse_layers(model, phase.precision)
     render = renderer(context.recipe.chat, Tokenizer.load(context.base_folder(state)))
     sampler = Sampler(model, render.stop_tokens, phase.precision, context.execution.rollout_tokens)
 

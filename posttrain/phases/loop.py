@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from posttrain.engine import adapters, checkpoint
 from posttrain.engine.activations import keep_activations
 from posttrain.engine.checkpoint import TrainingState
-from posttrain.engine.device import keep_vocabulary_on_cpu, prepare_device
+from posttrain.engine.device import fuse_layers, keep_vocabulary_on_cpu, prepare_device
 from posttrain.engine.model import hold_frozen, load_model, trainable, unfreeze_adapter
 from posttrain.engine.optimizer import learning_rate, make_optimizer
 from posttrain.engine.routing import RoutingWatch
@@ -64,6 +64,7 @@ def load_trainable(context: PhaseContext, phase: SftPhase | PreferencePhase | Gr
     hold_frozen(model, phase.precision)
     if context.execution.vocabulary == "cpu":
         keep_vocabulary_on_cpu(model)
+    fuse_layers(model, phase.precision)
     keep_activations(model, context.execution)
     return model
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from posttrain.engine.gates import Gate
+from posttrain.engine.mxfp4 import PackedExperts
 
 LARGEST_MULTIPLE = 64
 """Rows of an expert are filled up to at most this multiple: oneDNN compiles a kernel for every new shape it meets."""
@@ -89,22 +89,26 @@ def plan_blocks(count_E: Sequence[int], multiple: int) -> tuple[tuple[Block, ...
 
 def route(expert_Tk: Tensor, weight_Tk: Tensor, num_experts: int) -> Routing:
     tokens, per_token = expert_Tk.shape
+    device = expert_Tk.device
     expert_N, order_N = torch.sort(expert_Tk.reshape(-1), stable=True)
     count_E = torch.bincount(expert_N, minlength=num_experts)
     blocks, start = plan_blocks(count_E.tolist(), row_multiple(tokens * per_token, num_experts))
-    shift_E = torch.tensor(start) - (count_E.cumsum(0) - count_E)
-    row_N = torch.arange(len(expert_N)) + shift_E.index_select(0, expert_N)
+    shift_E = torch.tensor(start, device=device) - (count_E.cumsum(0) - count_E)
+    row_N = torch.arange(len(expert_N), device=device) + shift_E.index_select(0, expert_N)
     rows = blocks[-1].rows.stop
-    token_P = torch.zeros(rows, dtype=torch.long).index_copy_(0, row_N, order_N // per_token)
+    token_P = torch.zeros(rows, dtype=torch.long, device=device).index_copy_(0, row_N, order_N // per_token)
     weight_P = weight_Tk.new_zeros(rows).index_copy_(0, row_N, weight_Tk.reshape(-1).index_select(0, order_N))
     place_N = torch.empty_like(row_N).index_copy_(0, order_N, row_N)
     return Routing(token_P, weight_P, expert_Tk, place_N.view(tokens, per_token), blocks)
 
 
-def combine(rows_PH: Tensor, place_Tk: Tensor, weight_Tk: Tensor | None) -> Tensor:
+def combine(rows_PH: Tensor, place_Tk: Tensor, weights_Tk: Tensor | None) -> Tensor:
     """The (weighted) sum of each token's rows, [T, H]; always in the same order."""
-    weight_Tk = None if weight_Tk is None else weight_Tk.to(rows_PH.dtype)
-    return nn.functional.embedding_bag(place_Tk, rows_PH, per_sample_weights=weight_Tk, mode="sum")
+    if rows_PH.device.type == "cpu":
+        weights_Tk = None if weights_Tk is None else weights_Tk.to(rows_PH.dtype)
+        return nn.functional.embedding_bag(place_Tk, rows_PH, per_sample_weights=weights_Tk, mode="sum")
+    rows_TkH = rows_PH.index_select(0, place_Tk.reshape(-1)).view(*place_Tk.shape, -1)
+    return (rows_TkH if weights_Tk is None else rows_TkH * weights_Tk[..., None]).sum(1, dtype=rows_PH.dtype)
 
 
 class Projection:
@@ -113,29 +117,40 @@ class Projection:
     def __init__(
         self,
         dtype: torch.dtype,
-        parameters: tuple[Tensor | None, ...],
+        parameters: Sequence[Tensor | None],
         scale: float,
         transposed: bool,
+        packed: PackedExperts | None,
     ) -> None:
-        weight, bias, lora_A, lora_B = self.parameters = parameters
-        assert weight is not None
-        self.transposed, self.scale = transposed, scale
-        """Whether the weight is stored (in, out)."""
-        self.weight = (weight if transposed else weight.transpose(1, 2)).to(dtype)
+        """`transposed`: the weight is stored (in, out). `packed` holds it where it is kept in four bits."""
+        self.parameters, self.dtype, self.scale = parameters, dtype, scale
+        self.transposed, self.packed = transposed, packed
+        weight, bias, lora_A, lora_B = parameters
+        if packed is None:
+            assert weight is not None
+            self.weight = (weight if transposed else weight.transpose(1, 2)).to(dtype)
+        self.size_in, self.size_out = (self.weight if packed is None else packed).shape[1:]
         self.bias = None if bias is None else bias.to(dtype)
-        self.width = self.weight.shape[2]
         self.rank = 0
         if lora_A is not None and lora_B is not None:
+            # Scaled where it is smallest.
             self.a, self.b = (lora_A * scale).to(dtype), lora_B.to(dtype)
             self.rank = self.a.shape[2]
+
+    def matrices(self, experts: slice) -> Tensor:
+        """[N, I, O] of a pair."""
+        if self.packed is None:
+            return self.weight[experts]
+        numbers = range(experts.start, experts.stop, experts.step)
+        return torch.stack([self.packed.matrix(number, self.dtype) for number in numbers])
 
     def forward(self, pair: Pair, x_MI: Tensor, out_MO: Tensor, low_MR: Tensor) -> None:
         """Fills the pair's output, and x·A · scale where there is an adapter."""
         x, out = pair.of(x_MI), pair.of(out_MO)
         if self.bias is None:
-            torch.bmm(x, self.weight[pair.experts], out=out)
+            torch.bmm(x, self.matrices(pair.experts), out=out)
         else:
-            torch.baddbmm(self.bias[pair.experts, None], x, self.weight[pair.experts], out=out)
+            torch.baddbmm(self.bias[pair.experts, None], x, self.matrices(pair.experts), out=out)
         if self.rank:
             low = torch.bmm(x, self.a[pair.experts], out=pair.of(low_MR))
             out.baddbmm_(low, self.b[pair.experts])
@@ -143,7 +158,7 @@ class Projection:
     def backward(self, pair: Pair, grad_MO: Tensor, grad_x_MI: Tensor, grad_low_MR: Tensor) -> None:
         """Fills the gradients of the pair's rows and of x·A · scale."""
         grad, grad_x = pair.of(grad_MO), pair.of(grad_x_MI)
-        torch.bmm(grad, self.weight[pair.experts].transpose(1, 2), out=grad_x)
+        torch.bmm(grad, self.matrices(pair.experts).transpose(1, 2), out=grad_x)
         if self.rank:
             grad_low = torch.bmm(grad, self.b[pair.experts].transpose(1, 2), out=pair.of(grad_low_MR))
             grad_x.baddbmm_(grad_low, self.a[pair.experts].transpose(1, 2))
@@ -159,9 +174,7 @@ class _Gradients:
             for parameter, asked in zip(projection.parameters, needed, strict=True)
         )
 
-    def add(
-        self, pairs: Sequence[Pair], x_MI: Tensor, low_MR: Tensor, grad_MO: Tensor, grad_low_MR: Tensor
-    ) -> None:
+    def add(self, pairs: Sequence[Pair], x_MI: Tensor, low_MR: Tensor, grad_MO: Tensor, grad_low_MR: Tensor) -> None:
         for pair in pairs:
             x, grad = pair.of(x_MI).transpose(1, 2), pair.of(grad_MO)
             if self.weight is not None:
@@ -192,11 +205,11 @@ class BatchedExperts(torch.autograd.Function):
         x_TH = hidden_TH.to(dtype)
         rows = len(routing.token_P)
         down_PH = x_TH.new_empty(rows, x_TH.shape[1])
-        kept = [x_TH.new_empty(rows, size) for size in (up.width, up.rank, down.rank)] if keep else None
+        kept = [x_TH.new_empty(rows, size) for size in (up.size_out, up.rank, down.rank)] if keep else None
         for block in routing.blocks:
             x_MH = x_TH.index_select(0, routing.token_P[block.rows])
             if kept is None:
-                gate_up_MG, *lows = (x_TH.new_empty(len(x_MH), size) for size in (up.width, up.rank, down.rank))
+                gate_up_MG, *lows = (x_TH.new_empty(len(x_MH), size) for size in (up.size_out, up.rank, down.rank))
             else:
                 gate_up_MG, *lows = (rows_PX[block.rows] for rows_PX in kept)
             for pair in block.pairs:
@@ -221,7 +234,7 @@ class BatchedExperts(torch.autograd.Function):
         for block in routing.blocks:
             token_M, weight_M1 = routing.token_P[block.rows], routing.weight_P[block.rows, None]
             grad_MH = grad_TH.index_select(0, token_M)
-            grad_act_MF = x_TH.new_empty(len(token_M), down.weight.shape[1])
+            grad_act_MF = x_TH.new_empty(len(token_M), down.size_in)
             grad_low_MR = x_TH.new_empty(len(token_M), down.rank)
             for pair in block.pairs:
                 down.backward(pair, grad_MH, grad_act_MF, grad_low_MR)

@@ -27,7 +27,7 @@ class Gate(Protocol):
 
 
 class ClampedSwiglu:
-    """GPT-OSS: (up + 1) · gate · σ(α · gate) of clamped values, gate and up alternating."""
+    """GPT-OSS: (up + 1) · gate · sigmoid(alpha · gate) of clamped values, gate and up alternating."""
 
     def __init__(self, alpha: float, limit: float) -> None:
         self.alpha = alpha
@@ -51,7 +51,7 @@ class ClampedSwiglu:
         act = torch.addcmul(glu, glu, up)
         total_M = torch.linalg.vecdot(grad, act)
         grad.mul_(weight_M1)
-        # d(gate · σ(α · gate)) = σ + α · glu · (1 − σ)
+        # d(gate · sigmoid(alpha · gate)) = sigmoid + alpha · glu · (1 - sigmoid)
         slope = torch.addcmul(sigmoid, glu, 1 - sigmoid, value=self.alpha)
         grad_gate = slope.mul_(grad).addcmul_(slope, up)
         grad_gate = torch.ops.aten.hardtanh_backward(grad_gate, gate, -torch.inf, self.bound)

@@ -15,8 +15,11 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Effort = Literal["low", "medium", "high"]
-Precision = Literal["float32", "bfloat16"]
-"""Type of the matrix products (autocast); weights and optimizer state of trained tensors stay float32."""
+Precision = Literal["float32", "bfloat16", "nf4"]
+"""Type of the matrix products (autocast); weights and optimizer state of trained tensors stay float32. `nf4` keeps the
+frozen matrices of a dense model in four bits and multiplies in bfloat16."""
+Dtype = Literal["float32", "bfloat16"]
+"""Type that weights are written in."""
 
 
 _drafting: ContextVar[bool] = ContextVar("drafting", default=False)
@@ -392,7 +395,7 @@ class SftPhase(PhaseBase):
 class MergePhase(PhaseBase):
     kind: Literal["merge"]
     model: str
-    dtype: Precision
+    dtype: Dtype
 
 
 class Ipo(Frozen):
@@ -549,7 +552,7 @@ class ExportPhase(PhaseBase):
     metrics: tuple[str, ...]
     """The best candidate has the highest mean of these metrics; ties go to the later one."""
     formats: tuple[Literal["hf", "mxfp4", "gguf", "ollama", "adapter"], ...]
-    dtype: Precision
+    dtype: Dtype
     gguf_type: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "mxfp4", "auto"]
     """`auto` is MXFP4 experts with q8_0 elsewhere for GPT-OSS, and q8_0 for others."""
     verify_dataset: str
@@ -582,7 +585,14 @@ class Recipe(Frozen):
 class Execution(Frozen):
     """How this machine carries the recipe out. May change between attempts; every attempt records it."""
 
-    device: Literal["cpu"] = "cpu"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model is; `auto` is a GPU where there is one."""
+    compile: Literal["auto", "off"] = "auto"
+    """Whether elementwise chains become one kernel each on a GPU; `off` runs them operation by operation."""
+    base_weights: Literal["unpacked", "packed"] = "unpacked"
+    """Whether experts of an MXFP4 base are unpacked when they are loaded, or kept in four bits until they are used."""
+    vocabulary: Literal["device", "cpu"] = "device"
+    """Where a frozen embedding and output head are; `cpu` saves GPU memory and brings the head over for each use."""
     threads: Positive = 2
     sandbox: Literal["auto", "namespaces", "dropped-user", "unprivileged", "off"] = "auto"
     """Where code that a model wrote runs: the best level there is, one that must be had, or off: as you."""

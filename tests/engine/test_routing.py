@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from posttrain.engine.batched import route, row_multiple
+from posttrain.engine.batched import plan_blocks, route, row_multiple
 from posttrain.engine.forward import batch_logprobs
 from posttrain.engine.model import load_model
 from posttrain.engine.packing import pack
@@ -43,21 +43,33 @@ def test_rows_are_sorted_and_filled_up_with_rows_of_no_weight():
     indices = torch.tensor([[2, 0], [0, 3], [3, 2]] * 16)
     weights = torch.rand(48, 2, generator=torch.Generator().manual_seed(0)) + 0.1
     routing = route(indices, weights, num_experts=4)
-    multiple = row_multiple(96, 4)
-    assert multiple == 4
-    assert all((stop - start) % multiple == 0 for start, stop in routing.bounds)
-    assert routing.bounds[1][0] == routing.bounds[1][1]
+    rows = {}
+    for block in routing.blocks:
+        for pair in block.pairs:
+            assert (pair.rows.stop - pair.rows.start) % (row_multiple(96, 4) * pair.size) == 0
+            members = pair.of(torch.arange(len(routing.token_P))[block.rows, None])
+            rows |= dict(zip(range(4)[pair.experts], members.flatten(1).tolist(), strict=True))
+    assert rows.keys() == {0, 2, 3}, "expert 1 has no rows"
+    assert sorted(sum(rows.values(), [])) == list(range(len(routing.token_P)))
     for token in range(48):
         for choice in range(2):
             row = int(routing.place_Tk[token, choice])
-            start, stop = routing.bounds[int(indices[token, choice])]
-            assert start <= row < stop
+            assert row in rows[int(indices[token, choice])]
             assert routing.token_P[row] == token
             assert routing.weight_P[row] == weights[token, choice]
     used = torch.zeros(len(routing.token_P), dtype=torch.bool)
     used[routing.place_Tk.reshape(-1)] = True
     assert used.sum() == 96
     assert routing.weight_P[~used].eq(0).all()
+
+
+def test_busy_experts_stand_with_busy_ones():
+    blocks, start_E = plan_blocks([600, 3, 0, 590, 5, 300, 0], multiple=64)
+    assert [[range(7)[pair.experts] for pair in block.pairs] for block in blocks] == [
+        [range(0, 6, 3)],
+        [range(4, 6), range(1, 2)],
+    ]
+    assert start_E == [0, 1920, 0, 640, 1280, 1600, 0]
 
 
 @pytest.mark.parametrize(("rows", "experts", "multiple"), [(100, 32, 1), (1024, 32, 8), (17600, 32, 64), (4, 2, 1)])

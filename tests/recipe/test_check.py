@@ -10,7 +10,16 @@ from posttrain.errors import InputError, RecipeError
 from posttrain.recipe.difference import difference
 from posttrain.recipe.flags import flags_of
 from posttrain.recipe.load import FoundRecipe, find, shipped_names
-from posttrain.recipe.types import Dataset, FileSource, GemmaFormat, Recipe, RowBatch, Selection, TemplateFormat
+from posttrain.recipe.types import (
+    Dataset,
+    FileSource,
+    FullParameters,
+    GemmaFormat,
+    Recipe,
+    RowBatch,
+    Selection,
+    TemplateFormat,
+)
 from posttrain.recipes.smoke import smoke
 from posttrain.recipes.tiny_base import tiny_base
 from posttrain.run import recipe_file
@@ -210,3 +219,9 @@ def test_a_recipe_with_a_chat_template_loads_back_equal(tmp_path: Path) -> None:
     recipe = smoke().model_copy(update={"chat": chat})
     recipe_file.save(recipe, tmp_path / "recipe.json")
     assert recipe_file.load(tmp_path / "recipe.json") == recipe
+
+
+def test_four_bit_weights_cannot_be_trained_whole() -> None:
+    sft = first("sft")
+    with pytest.raises(RecipeError, match=r"precision: nf4 keeps frozen weights, and .*trainable trains all"):
+        build(changed(**{sft.name: {"precision": "nf4", "trainable": FullParameters(kind="full")}}))

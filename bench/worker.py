@@ -53,8 +53,10 @@ def ours(spec: dict[str, Any]) -> tuple[Step, Callable[[], dict[str, torch.Tenso
     from posttrain.engine.optimizer import make_optimizer
     from posttrain.engine.packing import Item, MicroBatch, pack
     from posttrain.engine.step import train_step
+    from posttrain.host.machine import keep_freed_memory
     from posttrain.recipe.types import Ipo
 
+    keep_freed_memory()
     folder = Path(spec["folder"])
     model = load_model(folder / "base", folder / "adapter")
     unfreeze_adapter(model)
@@ -155,6 +157,9 @@ def trl(spec: dict[str, Any]) -> tuple[Step, Callable[[], dict[str, torch.Tensor
         text = Dataset.from_dict({"prompt": ["t2 t3"] * 8, "chosen": ["t4"] * 8, "rejected": ["t5"] * 8})
         config = DPOConfig(**arguments, loss_type="ipo", beta=BETA, padding_free=False)
         trainer = DPOTrainer(model=model, args=config, train_dataset=text, processing_class=tokenizer)
+    if spec["recompute"]:
+        # `Trainer.train` does this, which is not called here.
+        trainer.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trainer.model_wrapped = trainer.accelerator.prepare_model(trainer.model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=ADAMW.learning_rate, eps=ADAMW.epsilon, weight_decay=0.0, fused=True)

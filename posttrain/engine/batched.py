@@ -20,7 +20,9 @@ from posttrain.engine.mxfp4 import PackedExperts
 LARGEST_MULTIPLE = 64
 """Rows of an expert are filled up to at most this multiple: oneDNN compiles a kernel for every new shape it meets."""
 BLOCK_ROWS = 1024
-"""Pairs are taken together up to about so many rows for all that is not a product: it stays in the caches."""
+"""Pairs are taken together up to about so many rows for all that is not a product."""
+GATE_ROWS = 256
+"""Rows that pass the gate at once: its temporaries stay in the second level cache."""
 
 Tensor = torch.Tensor
 
@@ -75,7 +77,7 @@ def plan_blocks(count_E: Sequence[int], multiple: int) -> tuple[tuple[Block, ...
     for number in range(0, len(busiest), 2):
         experts = sorted(busiest[number : number + 2])
         each = -(-count_E[busiest[number]] // multiple) * multiple
-        # Any two experts are a slice of all: no weight is copied.
+        # Any two experts are a slice of all.
         step = max(1, experts[-1] - experts[0])
         pairs.append(Pair(slice(experts[0], experts[-1] + 1, step), slice(used, used + len(experts) * each)))
         for expert in experts:
@@ -126,10 +128,9 @@ class Projection:
         self.parameters, self.dtype, self.scale = parameters, dtype, scale
         self.transposed, self.packed = transposed, packed
         weight, bias, lora_A, lora_B = parameters
-        if packed is None:
-            assert weight is not None
-            self.weight = (weight if transposed else weight.transpose(1, 2)).to(dtype)
-        self.size_in, self.size_out = (self.weight if packed is None else packed).shape[1:]
+        self.weight = None if weight is None else weight.to(dtype)
+        sizes = (packed if weight is None else weight).shape[1:]  # type: ignore[union-attr]
+        self.size_in, self.size_out = sizes if transposed else reversed(sizes)
         self.bias = None if bias is None else bias.to(dtype)
         self.rank = 0
         if lora_A is not None and lora_B is not None:
@@ -138,11 +139,13 @@ class Projection:
             self.rank = self.a.shape[2]
 
     def matrices(self, experts: slice) -> Tensor:
-        """[N, I, O] of a pair."""
-        if self.packed is None:
-            return self.weight[experts]
-        numbers = range(experts.start, experts.stop, experts.step)
-        return torch.stack([self.packed.matrix(number, self.dtype) for number in numbers])
+        """[N, I, O] of a pair, side by side as they are stored: else products copy them, and turned."""
+        if self.packed is not None:
+            numbers = range(experts.start, experts.stop, experts.step)
+            return torch.stack([self.packed.matrix(number, self.dtype) for number in numbers])
+        assert self.weight is not None
+        weight = self.weight[experts].contiguous()
+        return weight if self.transposed else weight.transpose(1, 2)
 
     def forward(self, pair: Pair, x_MI: Tensor, out_MO: Tensor, low_MR: Tensor) -> None:
         """Fills the pair's output, and x·A · scale where there is an adapter."""
@@ -160,8 +163,8 @@ class Projection:
         grad, grad_x = pair.of(grad_MO), pair.of(grad_x_MI)
         torch.bmm(grad, self.matrices(pair.experts).transpose(1, 2), out=grad_x)
         if self.rank:
-            grad_low = torch.bmm(grad, self.b[pair.experts].transpose(1, 2), out=pair.of(grad_low_MR))
-            grad_x.baddbmm_(grad_low, self.a[pair.experts].transpose(1, 2))
+            grad_low = torch.bmm(grad, self.b[pair.experts].contiguous().transpose(1, 2), out=pair.of(grad_low_MR))
+            grad_x.baddbmm_(grad_low, self.a[pair.experts].contiguous().transpose(1, 2))
 
 
 class _Gradients:
@@ -214,7 +217,7 @@ class BatchedExperts(torch.autograd.Function):
                 gate_up_MG, *lows = (rows_PX[block.rows] for rows_PX in kept)
             for pair in block.pairs:
                 up.forward(pair, x_MH, gate_up_MG, lows[0])
-            act_MF = gate.forward(gate_up_MG)
+            act_MF = torch.cat([gate.forward(part) for part in gate_up_MG.split(GATE_ROWS)])
             for pair in block.pairs:
                 down.forward(pair, act_MF, down_PH[block.rows], lows[1])
         if kept is not None:
@@ -238,8 +241,10 @@ class BatchedExperts(torch.autograd.Function):
             grad_low_MR = x_TH.new_empty(len(token_M), down.rank)
             for pair in block.pairs:
                 down.backward(pair, grad_MH, grad_act_MF, grad_low_MR)
-            act_MF, grad_gate_up_MG, grad_weight_P[block.rows] = ctx.gate.backward(
-                gate_up_PG[block.rows], grad_act_MF, weight_M1
+            rows = (gate_up_PG[block.rows], grad_act_MF, weight_M1)
+            parts = zip(*(rows_MX.split(GATE_ROWS) for rows_MX in rows), strict=True)
+            act_MF, grad_gate_up_MG, grad_weight_P[block.rows] = (
+                torch.cat(part) for part in zip(*(ctx.gate.backward(*part) for part in parts), strict=True)
             )
             weight_M1 = weight_M1.to(dtype)
             # On the narrower side of each product, where that is enough.

@@ -1,11 +1,15 @@
 """Facts about this machine, read without starting any framework."""
 
+import ctypes
 import os
 import platform
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's mallopt (malloc.h)."""
 
 
 def cpu_model() -> str:
@@ -74,3 +78,14 @@ def set_thread_environment(threads: int) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Rows differ in length from step to step: blocks that grow leave no holes.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's allocator keep what tensors leave behind instead of returning it and asking for it again.
+
+    Each step then finds its pages where the last one left them. Without glibc nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 2**25)
+        mallopt(M_TRIM_THRESHOLD, 2**30)

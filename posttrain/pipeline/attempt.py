@@ -31,6 +31,7 @@ class Attempt:
 def attempt(run: RunFolder, recipe: Recipe, source: str, execution: Execution, screen: Screen) -> Iterator[Attempt]:
     """Begin an attempt at a run whose lock is held. Errors leave it typed, journalled and logged."""
     machine.set_thread_environment(execution.threads)
+    machine.keep_freed_memory()
     level.use(execution.sandbox)
     digest = recipe_file.digest(recipe)
     number = manifest.begin_attempt(run, digest, source, recipe.seed, execution, machine.facts())

@@ -50,7 +50,7 @@ def test_rows_are_sorted_and_filled_up_with_rows_of_no_weight():
             members = pair.of(torch.arange(len(routing.token_P))[block.rows, None])
             rows |= dict(zip(range(4)[pair.experts], members.flatten(1).tolist(), strict=True))
     assert rows.keys() == {0, 2, 3}, "expert 1 has no rows"
-    assert sorted(sum(rows.values(), [])) == list(range(len(routing.token_P)))
+    assert sorted(row for own in rows.values() for row in own) == list(range(len(routing.token_P)))
     for token in range(48):
         for choice in range(2):
             row = int(routing.place_Tk[token, choice])

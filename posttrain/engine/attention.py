@@ -5,24 +5,29 @@ folded in afterwards through the log-sum-exp, which is exact in both directions 
 half precision one kernel takes all segments at once (`posttrain.engine.varlen`).
 
 Axes: T row position, Q query of a block, S key position, H query head, K key-value head, G query heads per key-value
-head, X query of every head of a key-value head (G × Q), D head size, B slot of the decode batch.
+head, D head size, B slot of a decode batch.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AttentionInterface
 
 from posttrain.engine.varlen import FLASH, Lanes, VarlenAttention, lanes
 
+if TYPE_CHECKING:
+    from posttrain.engine.slots import Prefill, SlotCache
+
 NAME = "posttrain_packed"
 """Registered with transformers. The name must not contain `sdpa` or `flash`: transformers tests for these."""
 
-PLAIN_CHUNK = 128
+PLAIN_CHUNK = 256
 """Queries per block where the products are written out, so that logits stay narrow."""
 
+LOG2_E = math.log2(math.e)
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 @dataclass(frozen=True)
@@ -122,10 +127,10 @@ def _attend(
     if rule.softcap is None and q_1HQD.device.type == "cpu":
         bias = _bias(block, q_1HQD.dtype)
         return _flash(q_1HQD, k_1KSD, v_1KSD, 0.0, bias is None, attn_mask=bias, scale=rule.scale)
-    logits_KXS, _ = _plain_logits(q_1HQD, k_1KSD, block, rule)
-    lse_KX1 = torch.logsumexp(logits_KXS, dim=-1, keepdim=True)
-    weights_KXS = torch.exp(logits_KXS - lse_KX1).to(v_1KSD.dtype)
-    return torch.bmm(weights_KXS, v_1KSD[0]).view(q_1HQD.shape), lse_KX1.view(q_1HQD.shape[:3])
+    logits_KGQS, _ = _plain_logits(q_1HQD, k_1KSD, block, rule)
+    lse_KGQ = torch.logsumexp(logits_KGQS, dim=-1)
+    weights_KGQS = _exp(logits_KGQS - lse_KGQ[..., None]).to(v_1KSD.dtype)
+    return (weights_KGQS @ v_1KSD[0, :, None]).reshape(q_1HQD.shape), lse_KGQ.reshape(q_1HQD.shape[:3])
 
 
 def _attend_backward(
@@ -139,48 +144,50 @@ def _attend_backward(
     rule: _Logits,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of one block's queries, keys and values."""
-    kv_heads, dtype = k_1KSD.shape[1], q_1HQD.dtype
-    logits_KXS, slope_KXS = _plain_logits(q_1HQD, k_1KSD, block, rule)
-    exact = logits_KXS.dtype
-    q_KXD, grad_KXD = (rows.reshape(kv_heads, -1, rows.shape[-1]) for rows in (q_1HQD, grad_1HQD))
-    weights_KXS = logits_KXS.sub_(lse_1HQ.reshape(kv_heads, -1, 1)).exp_()
+    if rule.softcap is None and q_1HQD.device.type == "cpu":
+        # In float32 whatever the type: this op is two to four times slower in bfloat16.
+        tensors = [tensor.float() for tensor in (grad_1HQD, q_1HQD, k_1KSD, v_1KSD, out_1HQD)]
+        bias = _bias(block, torch.float32)
+        return _flash_backward(*tensors, lse_1HQ, 0.0, bias is None, attn_mask=bias, scale=rule.scale)
+    logits_KGQS, slope_KGQS = _plain_logits(q_1HQD, k_1KSD, block, rule)
+    grouped = (*logits_KGQS.shape[:3], -1)
+    grad_KGQD, q_KGQD = grad_1HQD.reshape(grouped), q_1HQD.reshape(grouped)
+    weights_KGQS = _exp(logits_KGQS - lse_1HQ.reshape(grouped))
     # d logits = P · (dO Vᵀ − rowsum(dO · O)), then through the cap.
-    overlap_1HQ = (grad_1HQD.to(exact) * out_1HQD.to(exact)).sum(-1)
-    grad_weights_KXS = torch.bmm(grad_KXD, v_1KSD[0].transpose(1, 2)).to(exact)
-    grad_logits_KXS = grad_weights_KXS.sub_(overlap_1HQ.reshape(kv_heads, -1, 1)).mul_(weights_KXS)
-    if slope_KXS is not None:
-        grad_logits_KXS *= slope_KXS
-    grad_logits_KXS, weights_KXS = grad_logits_KXS.to(dtype), weights_KXS.to(dtype)
-    grad_q = torch.bmm(grad_logits_KXS, k_1KSD[0]).mul_(rule.scale).view(q_1HQD.shape)
-    # One product per head: with its left side turned, oneDNN's batched one takes four times as long.
-    grad_k, grad_v = torch.empty_like(k_1KSD), torch.empty_like(v_1KSD)
-    for head in range(kv_heads):
-        torch.mm(grad_logits_KXS[head].T, q_KXD[head], out=grad_k[0, head]).mul_(rule.scale)
-        torch.mm(weights_KXS[head].T, grad_KXD[head], out=grad_v[0, head])
-    return grad_q, grad_k, grad_v
+    overlap_KGQ1 = (grad_KGQD.float() * out_1HQD.reshape(grouped).float()).sum(-1, keepdim=True)
+    grad_weights = (grad_KGQD @ v_1KSD[0, :, None].transpose(2, 3)).float()
+    grad_logits = weights_KGQS * (grad_weights - overlap_KGQ1) * rule.scale
+    if slope_KGQS is not None:
+        grad_logits *= slope_KGQS
+    grad_logits = grad_logits.to(q_1HQD.dtype)
+    dq = (grad_logits @ k_1KSD[0, :, None]).reshape(q_1HQD.shape)
+    dk = (grad_logits.transpose(2, 3) @ q_KGQD).sum(1)[None]
+    dv = (weights_KGQS.to(q_1HQD.dtype).transpose(2, 3) @ grad_KGQD).sum(1)[None]
+    return dq, dk, dv
+
+
+def _exp(logits: torch.Tensor) -> torch.Tensor:
+    """In place. MKL's exponential, which `exp` takes on a processor, is thirty times slower where it meets -inf."""
+    return logits.mul_(LOG2_E).exp2_()
 
 
 def _plain_logits(
     q_1HQD: torch.Tensor, k_1KSD: torch.Tensor, block: Block, rule: _Logits
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Float32 logits [K, X, S], −inf where a key is not visible, and the cap's slope."""
-    kv_heads, keys = k_1KSD.shape[1:3]
-    queries = q_1HQD.shape[2]
+    """Float32 logits [K, G, Q, S], −inf where a key is not visible, and the cap's slope."""
+    _, kv_heads, keys, size = k_1KSD.shape
+    _, heads, queries, _ = q_1HQD.shape
+    q_KGQD = q_1HQD.reshape(kv_heads, heads // kv_heads, queries, size)
     exact = torch.promote_types(q_1HQD.dtype, torch.float32)
-    # A processor has no product that takes bfloat16 and leaves float32, and a rounded logit is a wrong probability.
-    wide = exact if q_1HQD.device.type == "cpu" else q_1HQD.dtype
-    q_KXD = q_1HQD.reshape(kv_heads, -1, q_1HQD.shape[-1])
-    logits_KXS = torch.bmm(q_KXD.to(wide), k_1KSD[0].to(wide).transpose(1, 2)).to(exact).mul_(rule.scale)
-    slope_KXS = None
+    logits = (q_KGQD @ k_1KSD[0, :, None].transpose(2, 3)).to(exact) * rule.scale
+    slope = None
     if rule.softcap is not None:
-        bent = torch.tanh(logits_KXS / rule.softcap)
-        logits_KXS, slope_KXS = bent * rule.softcap, 1 - bent * bent
+        bent = torch.tanh(logits / rule.softcap)
+        logits, slope = bent * rule.softcap, 1 - bent * bent
     visible_QS = block.visible_QS
     if visible_QS is None:
         visible_QS = torch.ones(queries, keys, dtype=torch.bool).tril()
-    bias_QS = torch.zeros(queries, keys, dtype=exact).masked_fill_(~visible_QS, float("-inf"))
-    logits_KXS.view(kv_heads, -1, queries, keys).add_(bias_QS.to(logits_KXS.device))
-    return logits_KXS, slope_KXS
+    return logits.masked_fill(~visible_QS.to(logits.device), float("-inf")), slope
 
 
 class _PackedAttention(torch.autograd.Function):
@@ -193,7 +200,7 @@ class _PackedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q_1HTD, k_1KTD, v_1KTD, sinks_H, blocks, backward_blocks, rule):  # type: ignore[no-untyped-def, override]
+    def forward(ctx, q_1HTD, k_1KTD, v_1KTD, sinks_H, blocks, rule):  # type: ignore[no-untyped-def, override]
         _, heads, length, size = q_1HTD.shape
         out_1HTD = q_1HTD.new_empty(1, length, heads, size).transpose(1, 2)
         exact = torch.promote_types(q_1HTD.dtype, torch.float32)
@@ -209,15 +216,13 @@ class _PackedAttention(torch.autograd.Function):
             out_1HTD.mul_(torch.exp(lse_HT - with_sink_HT)[None, :, :, None].to(out_1HTD.dtype))
             lse_HT = with_sink_HT
         ctx.save_for_backward(q_1HTD, k_1KTD, v_1KTD, sinks_H, out_1HTD, lse_HT)
-        ctx.blocks, ctx.rule = backward_blocks, rule
+        ctx.blocks, ctx.rule = blocks, rule
         return out_1HTD
 
     @staticmethod
     def backward(ctx, grad_1HTD):  # type: ignore[no-untyped-def, override]
         q_1HTD, k_1KTD, v_1KTD, sinks_H, out_1HTD, lse_HT = ctx.saved_tensors
-        grad_q = torch.empty_like(q_1HTD)
-        # Summed over blocks: in float32.
-        grad_k, grad_v = (torch.zeros_like(rows, dtype=lse_HT.dtype) for rows in (k_1KTD, v_1KTD))
+        grad_q, grad_k, grad_v = torch.empty_like(q_1HTD), torch.zeros_like(k_1KTD), torch.zeros_like(v_1KTD)
         for block in ctx.blocks:
             start, stop = block.queries
             dq, dk, dv = _attend_backward(
@@ -240,87 +245,11 @@ class _PackedAttention(torch.autograd.Function):
         if sinks_H is not None and ctx.needs_input_grad[3]:
             share_HT = torch.exp(sinks_H.float()[:, None] - lse_HT)
             grad_sinks = -(share_HT * (grad_1HTD.float() * out_1HTD.float()).sum(-1)[0]).sum(-1).to(sinks_H.dtype)
-        return grad_q, grad_k.to(k_1KTD.dtype), grad_v.to(v_1KTD.dtype), grad_sinks, None, None, None
-
-
-class SlotCache:
-    """Keys and values of a decode batch: one slot per sequence, filled from the left.
-
-    keys, values: per layer [B, K, S, D]. `lengths_B` counts the filled positions of each slot.
-    """
-
-    def __init__(self, num_layers: int, slots: int, positions: int) -> None:
-        self.slots, self.positions = slots, positions
-        self.keys: list[torch.Tensor | None] = [None] * num_layers
-        self.values: list[torch.Tensor | None] = [None] * num_layers
-        self.lengths_B = torch.zeros(slots, dtype=torch.long)
-
-    def fill(self, layer: int, rows: Mapping[int, tuple[int, int]], k_1KTD: torch.Tensor, v_1KTD: torch.Tensor) -> None:
-        """Copy ranges of a prefilled packed row into the slots they are for."""
-        for store, source in ((self.keys, k_1KTD), (self.values, v_1KTD)):
-            filled = store[layer]
-            if filled is None:
-                filled = source.new_zeros(self.slots, source.shape[1], self.positions, source.shape[3])
-                store[layer] = filled
-            for slot, (start, stop) in rows.items():
-                filled[slot, :, : stop - start] = source[0, :, start:stop]
-
-    def append(self, layer: int, k_BK1D: torch.Tensor, v_BK1D: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store one position per slot at its length; the caller raises the lengths after the last layer."""
-        keys, values = self.keys[layer], self.values[layer]
-        assert keys is not None and values is not None
-        slots = torch.arange(self.slots)
-        keys[slots, :, self.lengths_B] = k_BK1D[:, :, 0]
-        values[slots, :, self.lengths_B] = v_BK1D[:, :, 0]
-        return keys, values
-
-    def keep(self, slots: torch.Tensor) -> None:
-        """Drop every slot but these."""
-        self.slots = len(slots)
-        self.lengths_B = self.lengths_B[slots]
-        self.keys = [None if keys is None else keys[slots] for keys in self.keys]
-        self.values = [None if values is None else values[slots] for values in self.values]
-
-
-@dataclass
-class Prefill:
-    """Asks a packed forward pass to leave its keys and values in `cache`: row range by slot."""
-
-    cache: SlotCache
-    rows: Mapping[int, tuple[int, int]]
-
-
-def _decode(
-    q_BH1D: torch.Tensor,
-    keys_BKSD: torch.Tensor,
-    values_BKSD: torch.Tensor,
-    lengths_B: torch.Tensor,
-    sinks_H: torch.Tensor | None,
-    window: int | None,
-    rule: _Logits,
-) -> torch.Tensor:
-    """One query per slot against its cached keys; returns [B, H, 1, D]."""
-    slots, heads, _, size = q_BH1D.shape
-    kv_heads = keys_BKSD.shape[1]
-    newest = int(lengths_B.max()) + 1
-    q_BKGD = q_BH1D.reshape(slots, kv_heads, heads // kv_heads, size)
-    logits_BKGS = (q_BKGD @ keys_BKSD[:, :, :newest].transpose(2, 3)).float() * rule.scale
-    if rule.softcap is not None:
-        logits_BKGS = torch.tanh(logits_BKGS / rule.softcap) * rule.softcap
-    position_S = torch.arange(newest)
-    hidden_BS = position_S > lengths_B[:, None]
-    if window:
-        hidden_BS |= position_S <= lengths_B[:, None] - window
-    logits_BKGS.masked_fill_(hidden_BS[:, None, None, :], float("-inf"))
-    if sinks_H is not None:
-        sink_logits = sinks_H.float().reshape(1, kv_heads, heads // kv_heads, 1).expand(slots, -1, -1, 1)
-        logits_BKGS = torch.cat([logits_BKGS, sink_logits], dim=-1)
-    weights = torch.softmax(logits_BKGS, dim=-1)[..., :newest]
-    return (weights.to(values_BKSD.dtype) @ values_BKSD[:, :, :newest]).reshape(slots, heads, 1, size)
+        return grad_q, grad_k, grad_v, grad_sinks, None, None
 
 
 def packed_attention(module, query, key, value, attention_mask, *, scaling, **kwargs):  # type: ignore[no-untyped-def]
-    """transformers' attention interface: query [1, H, T, D] with `plan`, or [B, H, 1, D] with `cache`.
+    """transformers' attention interface: query [1, H, T, D] with `plan` or `prefill`, or [B, H, 1, D] with `cache`.
 
     Returns ([batch, T, H, D], None).
     """
@@ -331,22 +260,25 @@ def packed_attention(module, query, key, value, attention_mask, *, scaling, **kw
     query, key = query.to(value.dtype), key.to(value.dtype)
     cache: SlotCache | None = kwargs.get("cache")
     if cache is not None:
-        keys, values = cache.append(module.layer_idx, key, value)
-        out = _decode(query, keys, values, cache.lengths_B, sinks, window, rule)
+        out = cache.attend(module.layer_idx, query, key, value, sinks, scaling, rule.softcap)
         return out.transpose(1, 2), None
-    plan: AttentionPlan | None = kwargs.get("plan")
-    if plan is None:
-        raise RuntimeError("packed attention was called without an AttentionPlan: pass plan= to the model")
     prefill: Prefill | None = kwargs.get("prefill")
+    plan: AttentionPlan | None = kwargs.get("plan") if prefill is None else prefill.plan
     if prefill is not None:
-        prefill.cache.fill(module.layer_idx, prefill.rows, key, value)
-    if rule.softcap is None and query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16):
+        prefill.note(key, value)
+    elif plan is None:
+        raise RuntimeError("packed attention was called without an AttentionPlan: pass plan= to the model")
+    half = rule.softcap is None and query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16)
+    if half and plan is not None:
         out = VarlenAttention.apply(query, key, value, sinks, plan.lanes(query.device), window, scaling, FLASH)
         return out.transpose(1, 2), None
-    flash = rule.softcap is None and query.device.type == "cpu"
-    narrow = plan.blocks(window, PLAIN_CHUNK)
-    blocks = plan.blocks(window) if flash else narrow
-    out = _PackedAttention.apply(query, key, value, sinks, blocks, narrow, rule)
+    most_queries = None if rule.softcap is None and query.device.type == "cpu" else PLAIN_CHUNK
+    if plan is not None:
+        blocks = plan.blocks(window, most_queries)
+    else:
+        assert prefill is not None
+        key, value, blocks = prefill.behind_cached(module.layer_idx, key, value, window, most_queries)
+    out = _PackedAttention.apply(query, key, value, sinks, blocks, rule)
     return out.transpose(1, 2), None
 
 

@@ -15,7 +15,7 @@ from posttrain.phases.context import PhaseContext, PhaseOutcome
 from posttrain.phases.preference import margins, pair_item
 from posttrain.recipe.types import EvaluatePhase, Vote
 from posttrain.rollout.episodes import Episode, run_episodes, seed_of
-from posttrain.rollout.sampler import Sampler
+from posttrain.rollout.in_process import InProcessSampler
 from posttrain.run import faults
 from posttrain.run.folder import write_atomic
 from posttrain.run.journal import as_line
@@ -27,7 +27,7 @@ def run(context: PhaseContext, phase: EvaluatePhase) -> PhaseOutcome:
     state = context.states[phase.model]
     model = load_model(context.base_folder(state), context.adapter_folder(state))
     render = renderer(context.recipe.chat, Tokenizer.load(context.base_folder(state)))
-    sampler = Sampler(model, render.stop_tokens, phase.precision, context.execution.rollout_tokens)
+    sampler = InProcessSampler(model, render.stop_tokens, phase.precision, context.execution.rollout_tokens)
 
     answers: list[dict[str, Any]] = []
     for name in phase.datasets:
@@ -42,7 +42,7 @@ def run(context: PhaseContext, phase: EvaluatePhase) -> PhaseOutcome:
 
 
 def answer_tasks(
-    context: PhaseContext, phase: EvaluatePhase, sampler: Sampler, render: Renderer, name: str, shard: Shard
+    context: PhaseContext, phase: EvaluatePhase, sampler: InProcessSampler, render: Renderer, name: str, shard: Shard
 ) -> list[dict[str, Any]]:
     tasks = [shard.row(number) for number in range(shard.num_rows)]
     # The first rows of the set serve as solved examples and are then not asked.

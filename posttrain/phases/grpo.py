@@ -22,7 +22,7 @@ from posttrain.phases.finish import save_state
 from posttrain.phases.loop import TrainingLoop, load_trainable
 from posttrain.recipe.types import DrGrpo, GrpoPhase
 from posttrain.rollout.episodes import Ended, Episode, run_episodes, seed_of, trimmed
-from posttrain.rollout.sampler import Sampler
+from posttrain.rollout.in_process import InProcessSampler
 from posttrain.run import faults
 from posttrain.run.journal import append_lines, read_lines
 
@@ -32,7 +32,7 @@ def run(context: PhaseContext, phase: GrpoPhase) -> PhaseOutcome:
     model = load_trainable(context, phase)
     tokenizer = Tokenizer.load(context.base_folder(context.states[phase.model]))
     render = renderer(context.recipe.chat, tokenizer)
-    sampler = Sampler(model, render.stop_tokens, phase.precision, context.execution.rollout_tokens)
+    sampler = InProcessSampler(model, render.stop_tokens, phase.precision, context.execution.rollout_tokens)
     # Before a checkpoint is restored: this is the phase's input state.
     reference = Reference(trainable(model)) if phase.kl_weight else None
     loop = TrainingLoop(context, phase.optimizer, phase.steps, model, context.fingerprint, "steps")

@@ -452,6 +452,9 @@ class Sampling(Frozen):
     temperature: Annotated[float, Field(ge=0)]
     """0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)]
+    """Of the most probable tokens, so many as reach this share."""
+    top_k: Positive | None
+    """Only so many of the most probable tokens; applied before `top_p`. None takes all."""
     max_new_tokens: Positive
     """Per turn."""
     max_turns: Positive

@@ -177,7 +177,7 @@ def curriculum(
             updates_per_rollout=1,
             reward={"format": 0.3, "hidden": 0.7},
             pass_mark=1.0,
-            sampling=Sampling(temperature=0.7, top_p=1.0, max_new_tokens=96, max_turns=1),
+            sampling=Sampling(temperature=0.7, top_p=1.0, top_k=None, max_new_tokens=96, max_turns=1),
             optimizer=adamw(4e-4),
             gates=(accuracy_gate(sizes.grpo_steps),),
         ),
@@ -237,7 +237,7 @@ def evaluation(name: str, model: str, shots: int = 0) -> EvaluatePhase:
         datasets=("tools", "repair", "preferences") if not shots else ("tools", "repair"),
         shots=shots,
         vote=None,
-        sampling=Sampling(temperature=0.0, top_p=1.0, max_new_tokens=96, max_turns=2),
+        sampling=Sampling(temperature=0.0, top_p=1.0, top_k=None, max_new_tokens=96, max_turns=2),
         precision="float32",
         gates=(),
     )

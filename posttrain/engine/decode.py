@@ -12,6 +12,7 @@ key-value heads together, K key-value head, E expert; key components and columns
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -98,17 +99,21 @@ class _Experts:
         self.softmax_first = not getattr(router, "norm_topk_prob", True)
         ups, downs = _expert_linears(experts, "gate_up_proj"), _expert_linears(experts, "down_proj")
         self.activation, fold = _gate(experts)
-        pairs = [fold(up.after_norm(norm), down) for up, down in zip(ups, downs, strict=True)]
-        self.num_experts, self.size = len(pairs), pairs[0][1].weight.shape[1]
-        self.dense = sum(up.weight.numel() + down.weight.numel() for up, down in pairs) <= DENSE_ELEMENTS
-        if self.dense:
-            halves = [[_half(up, part) for up, _ in pairs] for part in (0, 1)]
-            self.every_up = _joined([*halves[0], *halves[1]]).product()
-            biases = [down.bias for _, down in pairs if down.bias is not None]
-            weights = [down.weight for _, down in pairs] + ([torch.stack(biases, 1)] if biases else [])
-            self.every_down, self.has_bias = _Linear(torch.cat(weights, 1), None).added(), bool(biases)
-        self.up = [up.product() for up, _ in pairs]
-        self.down = [down.product() for _, down in pairs]
+        self.pairs = [fold(up.after_norm(norm), down) for up, down in zip(ups, downs, strict=True)]
+        self.num_experts, self.size = len(self.pairs), downs[0].weight.shape[1]
+        self.few = sum(up.weight.numel() + down.weight.numel() for up, down in self.pairs) <= DENSE_ELEMENTS
+
+    @cached_property
+    def each(self) -> tuple[list[Map], list[Map]]:
+        return [up.product() for up, _ in self.pairs], [down.product() for _, down in self.pairs]
+
+    @cached_property
+    def every(self) -> tuple[Map, AddTo]:
+        """All gates, then all ups, as one product; second projections side by side, their biases behind them."""
+        halves = [_half(up, part) for part in (0, 1) for up, _ in self.pairs]
+        biases = [down.bias for _, down in self.pairs if down.bias is not None]
+        weights = [down.weight for _, down in self.pairs] + ([torch.stack(biases, 1)] if biases else [])
+        return _joined(halves).product(), _Linear(torch.cat(weights, 1), None).added()
 
     def __call__(self, sum_BH: Tensor, x_BH: Tensor) -> Tensor:
         logits_BE = self.router(x_BH)
@@ -117,29 +122,30 @@ class _Experts:
         else:
             logit_Bk, expert_Bk = torch.topk(logits_BE, self.per_token)
             score_Bk = torch.softmax(logit_Bk, -1)
-        if self.dense and len(x_BH) <= DENSE_SLOTS:
+        if self.few and len(x_BH) <= DENSE_SLOTS:
             score_BE = torch.zeros_like(logits_BE).scatter_(1, expert_Bk, score_Bk)
             return self._ask_all(sum_BH, x_BH, score_BE)
         return self._ask_chosen(sum_BH, x_BH, score_Bk, expert_Bk)
 
     def _ask_all(self, sum_BH: Tensor, x_BH: Tensor, score_BE: Tensor) -> Tensor:
-        gate, up = self.every_up(x_BH).chunk(2, dim=-1)
+        gate_up, down = self.every
+        gate, up = gate_up(x_BH).chunk(2, dim=-1)
         gated_BEF = self.activation(gate, up).view(len(x_BH), self.num_experts, self.size)
         gated = (gated_BEF * score_BE.unsqueeze(-1)).flatten(1)
-        return self.every_down(sum_BH, torch.cat((gated, score_BE), 1) if self.has_bias else gated)
+        return down(sum_BH, gated if self.pairs[0][1].bias is None else torch.cat((gated, score_BE), 1))
 
     def _ask_chosen(self, sum_BH: Tensor, x_BH: Tensor, score_Bk: Tensor, expert_Bk: Tensor) -> Tensor:
-        slots, per_token = expert_Bk.shape
+        gate_up, down = self.each
         expert_N, order_N = torch.sort(expert_Bk.reshape(-1), stable=True)
         bounds = [0, *torch.bincount(expert_N, minlength=self.num_experts).cumsum(0).tolist()]
         spans = [(number, span) for number, span in enumerate(pairwise(bounds)) if span[0] < span[1]]
-        x_NH = x_BH.index_select(0, order_N // per_token)
-        gate, up = torch.cat([self.up[number](x_NH[a:b]) for number, (a, b) in spans]).chunk(2, dim=-1)
+        slot_N = order_N // self.per_token
+        x_NH = x_BH.index_select(0, slot_N)
+        gate, up = torch.cat([gate_up[number](x_NH[a:b]) for number, (a, b) in spans]).chunk(2, dim=-1)
         gated_NF = self.activation(gate, up)
-        down_NH = torch.cat([self.down[number](gated_NF[a:b]) for number, (a, b) in spans])
-        place_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N)))
-        by_slot_BkH = down_NH.index_select(0, place_N).view(slots, per_token, -1)
-        return torch.baddbmm(sum_BH.unsqueeze(1), score_Bk.unsqueeze(1), by_slot_BkH)[:, 0]
+        down_NH = torch.cat([down[number](gated_NF[a:b]) for number, (a, b) in spans])
+        down_NH.mul_(score_Bk.reshape(-1, 1).index_select(0, order_N))
+        return sum_BH.index_add(0, slot_N, down_NH)
 
 
 def _half(linear: _Linear, part: int) -> _Linear:

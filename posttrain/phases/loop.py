@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from posttrain.engine import adapters, checkpoint
 from posttrain.engine.activations import keep_activations
-from posttrain.engine.checkpoint import TrainingState
+from posttrain.engine.checkpoint import CheckpointWriter, TrainingState
 from posttrain.engine.model import hold_frozen, load_model, trainable, unfreeze_adapter
 from posttrain.engine.optimizer import learning_rate, make_optimizer
 from posttrain.engine.routing import RoutingWatch
@@ -73,6 +73,7 @@ class TrainingLoop:
         parameters = trainable(self.model)
         self.optimizer = make_optimizer(self.optimizer_spec, parameters.values())
         self.state = TrainingState(parameters, self.optimizer, self.identity)
+        self.writer = CheckpointWriter(self.state, self.context.folder.path, self.context.execution.keep_checkpoints)
         self.routing = RoutingWatch(self.model)
         self.done = 0
         self._shown: dict[str, str] = {}
@@ -93,23 +94,31 @@ class TrainingLoop:
         elif messages:
             self.context.say(f"{folder.name}: no checkpoint is left, begins again at step 1")
         keep_rows_up_to(self.context.folder.metrics, self.done)
-        with self.context.progress(folder.name, self.steps, "steps", self.done) as progress:
-            for step in range(self.done + 1, self.steps + 1):
-                faults.reach("train.step")
-                yield step
-                self.done = step
-                progress.advance(1, **self._shown)
-                if step == self.steps:
-                    break
-                if self.context.stop_requested():
-                    self._save(step)
-                    raise Stopped(f"stopped in {folder.name} after step {step} of {self.steps}; saved")
-                if step % self.context.execution.checkpoint_every_steps == 0:
-                    self._save(step)
+        try:
+            with self.context.progress(folder.name, self.steps, "steps", self.done) as progress:
+                for step in range(self.done + 1, self.steps + 1):
+                    self.writer.check()
+                    faults.reach("train.step")
+                    yield step
+                    self.done = step
+                    progress.advance(1, **self._shown)
+                    self._after(step)
+            self.writer.wait()
+        finally:
+            # A step that failed does not take a checkpoint with it; a second signal waits for nothing.
+            if not self.context.stop_requested():
+                self.writer.join()
 
-    def _save(self, step: int) -> None:
-        self.state.save(self.context.folder.path, step)
-        checkpoint.rotate(self.context.folder.path, self.context.execution.keep_checkpoints)
+    def _after(self, step: int) -> None:
+        """Save when due, and on request stop; the last step is saved by its phase."""
+        if step == self.steps:
+            return
+        if self.context.stop_requested():
+            self.writer.begin(step)
+            self.writer.wait()
+            raise Stopped(f"stopped in {self.context.folder.path.name} after step {step} of {self.steps}; saved")
+        if step % self.context.execution.checkpoint_every_steps == 0:
+            self.writer.begin(step)
 
     def record(self, step: int, report: StepReport, **extra: float) -> None:
         """Append the step's raw metrics."""

@@ -67,7 +67,7 @@ def train_step(
             f"were after step {step - 1}. Lower optimizer.learning_rate, or look at this step's rows"
         )
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["learning_rate_scale"]
     optimizer.step()
     optimizer.zero_grad()
     return StepReport(

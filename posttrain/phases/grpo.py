@@ -35,7 +35,7 @@ def run(context: PhaseContext, phase: GrpoPhase) -> PhaseOutcome:
     sampler = Sampler(model, render.stop_tokens, phase.precision, context.execution.rollout_tokens)
     # Before a checkpoint is restored: this is the phase's input state.
     reference = Reference(trainable(model)) if phase.kl_weight else None
-    loop = TrainingLoop(context, phase.optimizer, phase.steps, model, context.fingerprint, "steps")
+    loop = TrainingLoop(context, phase, model)
     written = episodes_on_disk(context, phase)
     order = Samples(tasks.mixture(context.recipe.seed))
 

@@ -1,8 +1,9 @@
 """The frame of every training phase: where to begin, what to write after a step, when to save and when to stop."""
 
+import math
 import random
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from posttrain.engine.model import hold_frozen, load_model, trainable, unfreeze_
 from posttrain.engine.optimizer import learning_rate, make_optimizer
 from posttrain.engine.routing import RoutingWatch
 from posttrain.engine.step import StepReport
-from posttrain.errors import Stopped
+from posttrain.errors import PhaseFault, Stopped
 from posttrain.phases.context import PhaseContext
+from posttrain.recipe.check import HELD_OUT
 from posttrain.recipe.types import (
-    AdamW,
     ContinueAdapter,
     FullParameters,
     GrpoPhase,
@@ -33,8 +34,10 @@ from posttrain.run import faults
 from posttrain.run.folder import write_atomic
 from posttrain.run.journal import append_lines, as_line, read_lines
 
+TrainingPhase = SftPhase | PreferencePhase | GrpoPhase
 
-def load_trainable(context: PhaseContext, phase: SftPhase | PreferencePhase | GrpoPhase) -> PreTrainedModel:
+
+def load_trainable(context: PhaseContext, phase: TrainingPhase) -> PreTrainedModel:
     """The phase's model state with what the phase may train unfrozen."""
     torch.set_num_threads(context.execution.threads)
     seed = seed_of(context.recipe.seed, phase.name, "init")
@@ -57,29 +60,35 @@ def load_trainable(context: PhaseContext, phase: SftPhase | PreferencePhase | Gr
     return model
 
 
+@dataclass(frozen=True)
+class HeldOutMetrics:
+    """Metrics of the model as it is, computed after so many steps each and after the last one."""
+
+    every_steps: int
+    measure: Callable[[], dict[str, float]]
+
+
 @dataclass
 class TrainingLoop:
     """Steps of one phase, resumed exactly: yields the 1-based numbers that are still to do."""
 
     context: PhaseContext
-    optimizer_spec: AdamW
-    steps: int
+    phase: TrainingPhase
     model: PreTrainedModel
-    identity: str
-    """What a checkpoint must match: a digest of the phase's specification and inputs."""
-    unit: str
+    held_out: HeldOutMetrics | None = None
 
     def __post_init__(self) -> None:
         parameters = trainable(self.model)
-        self.optimizer = make_optimizer(self.optimizer_spec, parameters.values())
-        self.state = TrainingState(parameters, self.optimizer, self.identity)
+        self.steps = self.phase.steps
+        self.optimizer = make_optimizer(self.phase.optimizer, parameters)
+        self.state = TrainingState(parameters, self.optimizer, self.context.fingerprint)
         self.writer = CheckpointWriter(self.state, self.context.folder.path, self.context.execution.keep_checkpoints)
         self.routing = RoutingWatch(self.model)
         self.done = 0
         self._shown: dict[str, str] = {}
 
     def learning_rate(self, step: int) -> float:
-        return learning_rate(self.optimizer_spec, step, self.steps)
+        return learning_rate(self.phase.optimizer, step, self.steps)
 
     def remaining(self) -> Iterator[int]:
         """Restore the newest good checkpoint, then hand out step numbers, saving when due and when stopped."""
@@ -133,8 +142,21 @@ class TrainingLoop:
             **self.routing.take(),
             **extra,
         }
+        row |= self._held_out_metrics(step)
         append_lines(self.context.folder.metrics, [row])
         self._shown = {"loss": f"{report.loss:.3f}"} | {name: f"{value:.3f}" for name, value in extra.items()}
+
+    def _held_out_metrics(self, step: int) -> dict[str, float]:
+        """Of the weights after `step`; empty when they are not due."""
+        if self.held_out is None or (step % self.held_out.every_steps and step != self.steps):
+            return {}
+        metrics = {f"{HELD_OUT}{name}": value for name, value in self.held_out.measure().items()}
+        if not all(map(math.isfinite, metrics.values())):
+            raise PhaseFault(
+                f"step {step}: {metrics}: not finite, so the weights after this step are of no use. "
+                f"Lower optimizer.learning_rate"
+            )
+        return metrics
 
     def summary(self) -> dict[str, float]:
         """Result metrics from the raw rows: last loss, tokens, tokens per second, and the process's peak memory."""

@@ -147,6 +147,16 @@ class FullParameters(Frozen):
 Trainable = Annotated[Lora | ContinueAdapter | FullParameters, Field(discriminator="kind")]
 
 
+class ParameterGroup(Frozen):
+    """Trained parameters by name, with multiples of the optimizer's learning rate and weight decay."""
+
+    pattern: str
+    """Of whole names, with `*` and `?` (`*.lora_B`). Parameters belong to the first group that matches; one that gets
+    none is a fault."""
+    learning_rate_scale: Annotated[float, Field(gt=0)]
+    weight_decay_scale: Annotated[float, Field(ge=0)]
+
+
 class AdamW(Frozen):
     learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]
@@ -159,6 +169,8 @@ class AdamW(Frozen):
     """Share of the phase's steps over which the rate rises from 0."""
     final_share: Share
     """The schedule's last rate as a share of `learning_rate`; ignored by `constant`."""
+    groups: tuple[ParameterGroup, ...]
+    """Parameters of no group are trained at scales of 1."""
 
 
 # ---------------------------------------------------------------- data
@@ -376,6 +388,14 @@ class RowBatch(Frozen):
 Batch = Annotated[SampleBatch | RowBatch, Field(discriminator="kind")]
 
 
+class HeldOut(Frozen):
+    """The phase's loss on data that it does not train on."""
+
+    dataset: str
+    every_steps: Positive
+    """Computed over the whole dataset after so many steps each, and after the last one."""
+
+
 class SftPhase(PhaseBase):
     kind: Literal["sft"]
     model: str
@@ -387,6 +407,7 @@ class SftPhase(PhaseBase):
     steps: Positive
     """The dataset is read in seeded epochs until so many steps are done."""
     optimizer: AdamW
+    held_out: HeldOut | None
 
 
 class MergePhase(PhaseBase):
@@ -446,6 +467,7 @@ class PreferencePhase(PhaseBase):
     pairs_per_step: Positive
     steps: Positive
     optimizer: AdamW
+    held_out: HeldOut | None
 
 
 class Sampling(Frozen):

@@ -26,6 +26,7 @@ class StepReport:
     target_tokens: int
     seconds: float
     sums: dict[str, float]
+    items: Sequence[Item]
 
 
 def train_step(
@@ -77,4 +78,5 @@ def train_step(
         target_tokens=sum(item.num_targets for item in items),
         seconds=time.monotonic() - started,
         sums=sums,
+        items=items,
     )

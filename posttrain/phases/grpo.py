@@ -133,7 +133,7 @@ def update(
         if has_gradient(values) and any(episode["score"] is not None for episode in groups[number])
     ]
     if not live:
-        return StepReport(loss=0.0, gradient_norm=0.0, tokens=0, target_tokens=0, seconds=0.0, sums={})
+        return StepReport(loss=0.0, gradient_norm=0.0, tokens=0, target_tokens=0, seconds=0.0, sums={}, items=())
     items = [group_item(groups[number]) for number in live]
     advantage_S = torch.tensor([value for number in live for value in advantages[number]])
     sampler_N = torch.cat(

@@ -2,7 +2,6 @@
 
 import math
 import random
-import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,9 @@ from transformers import PreTrainedModel
 from posttrain.engine import adapters, checkpoint
 from posttrain.engine.activations import keep_activations
 from posttrain.engine.checkpoint import CheckpointWriter, TrainingState
-from posttrain.engine.device import fuse_layers, keep_vocabulary_on_cpu, prepare_device
+from posttrain.engine.device import fuse_layers, keep_vocabulary_on_cpu, prepare_device, take_peak_memory
+from posttrain.engine.flops import FlopCount, peak_flops
+from posttrain.engine.forward import device_of
 from posttrain.engine.model import hold_frozen, load_model, trainable, unfreeze_adapter
 from posttrain.engine.optimizer import learning_rate, make_optimizer
 from posttrain.engine.routing import RoutingWatch
@@ -96,6 +97,9 @@ class TrainingLoop:
         self.state = TrainingState(parameters, self.optimizer, self.context.fingerprint)
         self.writer = CheckpointWriter(self.state, self.context.folder.path, self.context.execution.keep_checkpoints)
         self.routing = RoutingWatch(self.model)
+        self.device = device_of(self.model)
+        self.flops = FlopCount(self.model)
+        self.peak_flops = peak_flops(self.device, self.phase.precision)
         self.done = 0
         self._shown: dict[str, str] = {}
 
@@ -151,12 +155,23 @@ class TrainingLoop:
             "tokens": report.tokens,
             "target_tokens": report.target_tokens,
             "seconds": round(report.seconds, 4),
+            **self._speed(report),
             **self.routing.take(),
             **extra,
         }
         row |= self._held_out_metrics(step)
         append_lines(self.context.folder.metrics, [row])
         self._shown = {"loss": f"{report.loss:.3f}"} | {name: f"{value:.3f}" for name, value in extra.items()}
+
+    def _speed(self, report: StepReport) -> dict[str, float | None]:
+        """What the machine made of the step; null where there is nothing to say."""
+        seconds = report.seconds or math.inf
+        share = self.flops.of_step(report.items) / seconds / self.peak_flops if self.peak_flops else None
+        return {
+            "tokens_per_second": round(report.tokens / seconds, 1),
+            "peak_flops_share": None if share is None else round(share, 4),
+            "peak_memory_bytes": take_peak_memory(self.device),
+        }
 
     def _held_out_metrics(self, step: int) -> dict[str, float]:
         """Of the weights after `step`; empty when they are not due."""
@@ -171,18 +186,21 @@ class TrainingLoop:
         return metrics
 
     def summary(self) -> dict[str, float]:
-        """Result metrics from the raw rows: last loss, tokens, tokens per second, and the process's peak memory."""
+        """Result metrics from the raw rows."""
         rows = list(read_lines(self.context.folder.metrics))
         tokens = sum(row["tokens"] for row in rows)
         seconds = sum(row["seconds"] for row in rows)
-        return {
+        metrics = {
             "steps": len(rows),
             "final_loss": rows[-1]["loss"],
             "tokens": tokens,
             "target_tokens": sum(row["target_tokens"] for row in rows),
             "tokens_per_second": tokens / seconds if seconds else 0.0,
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
         }
+        if seconds and all(row["peak_flops_share"] is not None for row in rows):
+            metrics["peak_flops_share"] = sum(row["peak_flops_share"] * row["seconds"] for row in rows) / seconds
+        return metrics | {name: value for name, value in rows[-1].items() if name.startswith(HELD_OUT)}
 
 
 def keep_rows_up_to(path: Path, step: int) -> None:

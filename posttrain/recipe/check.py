@@ -47,6 +47,9 @@ STEP_METRICS = (
     "tokens",
     "target_tokens",
     "seconds",
+    "tokens_per_second",
+    "peak_flops_share",
+    "peak_memory_bytes",
     *ROUTING_METRICS,
 )
 HELD_OUT = "held_out_"

@@ -10,7 +10,16 @@ from posttrain.errors import InputError, RecipeError
 from posttrain.recipe.difference import difference
 from posttrain.recipe.flags import flags_of
 from posttrain.recipe.load import FoundRecipe, find, shipped_names
-from posttrain.recipe.types import Dataset, FileSource, GemmaFormat, Recipe, RowBatch, Selection, TemplateFormat
+from posttrain.recipe.types import (
+    Dataset,
+    FileSource,
+    GemmaFormat,
+    HeldOut,
+    Recipe,
+    RowBatch,
+    Selection,
+    TemplateFormat,
+)
 from posttrain.recipes.smoke import smoke
 from posttrain.recipes.tiny_base import tiny_base
 from posttrain.run import recipe_file
@@ -210,3 +219,23 @@ def test_a_recipe_with_a_chat_template_loads_back_equal(tmp_path: Path) -> None:
     recipe = smoke().model_copy(update={"chat": chat})
     recipe_file.save(recipe, tmp_path / "recipe.json")
     assert recipe_file.load(tmp_path / "recipe.json") == recipe
+
+
+def test_a_held_out_dataset_is_another_one_of_the_same_content() -> None:
+    sft = first("sft")
+    for dataset, said in (
+        (sft.dataset, f"held_out.dataset: '{sft.dataset}' is what the phase trains on"),
+        ("preferences", "its content is pairs, a phase of kind sft reads conversations or text"),
+        ("tool_calls_held", "there is no such dataset (did you mean tool_calls_heldout"),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            build(changed(**{sft.name: {"held_out": HeldOut(dataset=dataset, every_steps=1)}}))
+        assert f"phases[{sft.name}]." in str(caught.value) and said in str(caught.value)
+
+
+def test_a_gate_on_what_is_never_computed_is_refused() -> None:
+    sft = first("sft")
+    gate = sft.gates[0].model_copy(update={"metric": "held_out_loss"})
+    with pytest.raises(RecipeError, match="'held_out_loss' is never computed: this phase's held_out is null"):
+        build(changed(**{sft.name: {"held_out": None, "gates": (gate,)}}))
+    build(changed(**{sft.name: {"gates": (gate,)}}))

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from posttrain.engine import adapters
@@ -108,7 +107,7 @@ def windows(config: PreTrainedConfig) -> list[int | None]:
     return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
-def factor_weights(module: nn.Module, chosen: int) -> int:
+def factor_weights(module: adapters.LoraLinear | ExpertAdapter, chosen: int) -> int:
     """Weights of an adapter that one token is multiplied with."""
     a, b = module.lora_A, module.lora_B
     if isinstance(module, ExpertAdapter):

@@ -2,12 +2,13 @@
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from posttrain.engine import adapters, checkpoint
@@ -16,7 +17,7 @@ from posttrain.engine.checkpoint import CheckpointWriter, TrainingState
 from posttrain.engine.device import fuse_layers, keep_vocabulary_on_cpu, prepare_device, take_peak_memory
 from posttrain.engine.flops import FlopCount, peak_flops
 from posttrain.engine.forward import device_of
-from posttrain.engine.model import hold_frozen, load_model, trainable, unfreeze_adapter
+from posttrain.engine.model import hold_frozen, load_model, require_memory, trainable, unfreeze_adapter
 from posttrain.engine.optimizer import learning_rate, make_optimizer
 from posttrain.engine.routing import RoutingWatch
 from posttrain.engine.step import StepReport
@@ -92,12 +93,13 @@ class TrainingLoop:
 
     def __post_init__(self) -> None:
         parameters = trainable(self.model)
+        self.device = device_of(self.model)
+        require_training_memory(parameters, self.device)
         self.steps = self.phase.steps
         self.optimizer = make_optimizer(self.phase.optimizer, parameters)
         self.state = TrainingState(parameters, self.optimizer, self.context.fingerprint)
         self.writer = CheckpointWriter(self.state, self.context.folder.path, self.context.execution.keep_checkpoints)
         self.routing = RoutingWatch(self.model)
-        self.device = device_of(self.model)
         self.flops = FlopCount(self.model)
         self.peak_flops = peak_flops(self.device, self.phase.precision)
         self.done = 0
@@ -201,6 +203,17 @@ class TrainingLoop:
         if seconds and all(row["peak_flops_share"] is not None for row in rows):
             metrics["peak_flops_share"] = sum(row["peak_flops_share"] * row["seconds"] for row in rows) / seconds
         return metrics | {name: value for name, value in rows[-1].items() if name.startswith(HELD_OUT)}
+
+
+def require_training_memory(parameters: Mapping[str, nn.Parameter], device: torch.device) -> None:
+    """Raise MachineError where there is no room for a gradient and two moments, and, on a CPU, for a checkpoint's copy.
+
+    Activations are not counted.
+    """
+    count = sum(parameter.numel() for parameter in parameters.values())
+    copies = 3 if device.type == "cuda" else 6
+    what = f"training {count / 1e6:,.1f}M parameters"
+    require_memory(what, 4 * copies * count, device, "a smaller rank in `trainable`, fewer targets")
 
 
 def keep_rows_up_to(path: Path, step: int) -> None:

@@ -239,3 +239,11 @@ def test_a_gate_on_what_is_never_computed_is_refused() -> None:
     with pytest.raises(RecipeError, match="'held_out_loss' is never computed: this phase's held_out is null"):
         build(changed(**{sft.name: {"held_out": None, "gates": (gate,)}}))
     build(changed(**{sft.name: {"gates": (gate,)}}))
+
+
+def test_a_rank_of_0_is_refused_with_its_path() -> None:
+    lora = {"kind": "lora", "rank": 0, "alpha": 2.0, "targets": ("q_proj",)}
+    with pytest.raises(
+        RecipeError, match=r"trainable\.rank: 0 is not allowed: input should be greater than or equal to 1"
+    ):
+        build(changed(**{first("sft").name: {"trainable": lora}}))

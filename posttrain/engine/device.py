@@ -30,9 +30,9 @@ def prepare_device(execution: Execution, precision: Precision) -> torch.device:
         )
     if execution.device == "cpu" or not there:
         return torch.device("cpu")
-    if precision == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if precision != "float32" and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name()
-        raise MachineError(f"precision bfloat16: {name} has no bfloat16 products; use float32, or another GPU")
+        raise MachineError(f"precision {precision}: {name} has no bfloat16 products; use float32, or another GPU")
     fusing.switch(execution.compile == "auto")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -64,7 +64,7 @@ def fuse_layers(model: PreTrainedModel, precision: Precision) -> None:
         modeling.apply_rotary_pos_emb = _rotary(modeling.apply_rotary_pos_emb)
     for layer in model.get_decoder().layers:
         # Gemma's further norms add to the residual stream, which stays float32.
-        products_only = not hasattr(layer, "pre_feedforward_layernorm") and precision == "bfloat16"
+        products_only = not hasattr(layer, "pre_feedforward_layernorm") and precision != "float32"
         for norm in (layer.input_layernorm, layer.post_attention_layernorm):
             norm.forward = _norm(norm.forward, torch.bfloat16 if products_only else torch.float32)
 

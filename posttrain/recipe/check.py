@@ -188,6 +188,8 @@ def _phase_faults(recipe: Recipe, index: int, phase: Phase) -> Iterator[str]:
     earlier = recipe.phases[:index]
     yield from _model_faults(recipe, path, earlier, phase)
     yield from _dataset_faults(recipe, path, earlier, phase)
+    if isinstance(phase, TrainingPhase) and isinstance(phase.trainable, FullParameters) and phase.precision == "nf4":
+        yield f"{path}.precision: nf4 keeps frozen weights, and {path}.trainable trains all: use bfloat16, or lora"
     if isinstance(phase, TrainingPhase) and isinstance(phase.trainable, ContinueAdapter):
         yield from _continue_faults(f"{path}.model", recipe, phase.model)
     if isinstance(phase, ExportPhase):

@@ -15,8 +15,11 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Effort = Literal["low", "medium", "high"]
-Precision = Literal["float32", "bfloat16"]
-"""Type of the matrix products (autocast); weights and optimizer state of trained tensors stay float32."""
+Precision = Literal["float32", "bfloat16", "nf4"]
+"""Type of the matrix products (autocast); weights and optimizer state of trained tensors stay float32. `nf4` keeps the
+frozen matrices of a dense model in four bits and multiplies in bfloat16."""
+Dtype = Literal["float32", "bfloat16"]
+"""Type that weights are written in."""
 
 
 _drafting: ContextVar[bool] = ContextVar("drafting", default=False)
@@ -413,7 +416,7 @@ class SftPhase(PhaseBase):
 class MergePhase(PhaseBase):
     kind: Literal["merge"]
     model: str
-    dtype: Precision
+    dtype: Dtype
 
 
 class Ipo(Frozen):
@@ -571,7 +574,7 @@ class ExportPhase(PhaseBase):
     metrics: tuple[str, ...]
     """The best candidate has the highest mean of these metrics; ties go to the later one."""
     formats: tuple[Literal["hf", "mxfp4", "gguf", "ollama", "adapter"], ...]
-    dtype: Precision
+    dtype: Dtype
     gguf_type: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "mxfp4", "auto"]
     """`auto` is MXFP4 experts with q8_0 elsewhere for GPT-OSS, and q8_0 for others."""
     verify_dataset: str

@@ -13,6 +13,7 @@ from posttrain.recipe.load import FoundRecipe, find, shipped_names
 from posttrain.recipe.types import (
     Dataset,
     FileSource,
+    FullParameters,
     GemmaFormat,
     HeldOut,
     Recipe,
@@ -247,3 +248,9 @@ def test_a_rank_of_0_is_refused_with_its_path() -> None:
         RecipeError, match=r"trainable\.rank: 0 is not allowed: input should be greater than or equal to 1"
     ):
         build(changed(**{first("sft").name: {"trainable": lora}}))
+
+
+def test_four_bit_weights_cannot_be_trained_whole() -> None:
+    sft = first("sft")
+    with pytest.raises(RecipeError, match=r"precision: nf4 keeps frozen weights, and .*trainable trains all"):
+        build(changed(**{sft.name: {"precision": "nf4", "trainable": FullParameters(kind="full")}}))

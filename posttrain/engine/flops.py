@@ -35,6 +35,8 @@ PEAK_TFLOPS = {
     "L4": {"bfloat16": 121.0, "float32": 30.3},
 }
 """Dense products by a part of the GPU's name, first match; NVIDIA's data sheets."""
+SIDE, TRIES = 1024, 8
+"""Of the square matrices multiplied to measure a CPU; the fastest try counts."""
 
 
 class FlopCount:
@@ -117,28 +119,29 @@ def factor_weights(module: adapters.LoraLinear | ExpertAdapter, chosen: int) -> 
 
 def peak_flops(device: torch.device, precision: Precision) -> float | None:
     """FLOP/s of dense products at most: of a known GPU by its data sheet, of a CPU measured once and remembered."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        known = next((peaks for part, peaks in PEAK_TFLOPS.items() if part in name), None)
-        return None if known is None else known[precision] * 1e12
-    return _measured(precision) if device.type == "cpu" else None
+    dtype = "float32" if precision == "float32" else "bfloat16"
+    if device.type == "cpu":
+        return _measured(dtype)
+    name = torch.cuda.get_device_name(device)
+    return next((peaks[dtype] * 1e12 for part, peaks in PEAK_TFLOPS.items() if part in name), None)
 
 
-def _measured(precision: Precision) -> float:
+def _measured(dtype: str) -> float:
     cache = cache_folder() / "peak_flops.json"
-    key = f"{cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {precision}"
+    key = f"{cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {dtype}"
     try:
         known: dict[str, Any] = json.loads(cache.read_text())
-        return float(known[key])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         known = {}
-    side = 1024
-    matrix = torch.ones(side, side, dtype=getattr(torch, precision))
+    if key in known:
+        return float(known[key])
+    matrix = torch.ones(SIDE, SIDE, dtype=getattr(torch, dtype))
     best = math.inf
-    for _ in range(6):
+    for _ in range(TRIES):
         started = time.perf_counter()
         matrix @ matrix
         best = min(best, time.perf_counter() - started)
+    peak = 2 * SIDE**3 / best
     with contextlib.suppress(OSError):
-        write_json_atomic(cache, known | {key: 2 * side**3 / best})
-    return 2 * side**3 / best
+        write_json_atomic(cache, known | {key: peak})
+    return peak

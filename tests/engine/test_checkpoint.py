@@ -14,9 +14,9 @@ from torch import nn
 from posttrain.engine.checkpoint import CheckpointWriter, Snapshot, TrainingState, newest, verify
 
 
-def training(seed: int = 0) -> TrainingState:
+def training(seed: int = 0, device: str = "cpu") -> TrainingState:
     generator = torch.Generator().manual_seed(seed)
-    parameters = {name: nn.Parameter(torch.randn(5, 3, generator=generator)) for name in ("a", "b")}
+    parameters = {name: nn.Parameter(torch.randn(5, 3, generator=generator).to(device)) for name in ("a", "b")}
     state = TrainingState(parameters, torch.optim.AdamW(parameters.values(), lr=0.1, fused=True), "this phase")
     step(state)
     return state
@@ -101,3 +101,20 @@ def test_what_the_disk_answered_surfaces_at_the_next_step_and_leaves_nothing(poi
     writer.begin(2)
     writer.wait()
     assert newest(tmp_path)[0] == tmp_path / "checkpoint-2"
+
+
+@pytest.mark.gpu
+def test_a_state_on_a_gpu_is_saved_beside_what_it_computes_and_comes_back(tmp_path: Path) -> None:
+    state = training(device="cuda")
+    writer = CheckpointWriter(state, tmp_path, keep=2)
+    before = values(state)
+    writer.begin(1)
+    drawn = torch.rand(2, device="cuda")
+    step(state)
+    writer.wait()
+    other = training(seed=1, device="cuda")
+    assert other.restore(tmp_path / "checkpoint-1") == 1
+    assert all(torch.equal(value, before[name]) for name, value in values(other).items())
+    assert torch.equal(torch.rand(2, device="cuda"), drawn)
+    step(other)
+    assert all(torch.equal(value, values(state)[name]) for name, value in values(other).items())

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from posttrain.engine import adapters
-from posttrain.engine.flops import FlopCount, head_dim, visible_pairs
+from posttrain.engine.flops import FlopCount, head_dim, peak_flops, visible_pairs
 from posttrain.engine.model import load_model, unfreeze_adapter
 from posttrain.engine.packing import Item
 from posttrain.recipe.types import Lora
@@ -67,3 +67,17 @@ def test_an_adapter_trains_its_factors_and_only_passes_through_the_base(tmp_path
     pairs = visible_pairs(0, 3, None) + visible_pairs(3, 10, None) + visible_pairs(0, 3, 8) + visible_pairs(3, 10, 8)
     expected = 13 * token + 9 * 4 * 512 * 64 + 12 * 4 * 16 * pairs
     assert FlopCount(model).of_step([document(10, prefix=3)]) == expected
+
+
+def test_a_known_gpu_has_its_data_sheets_peak_and_an_unknown_one_none(monkeypatch) -> None:
+    names = iter(["NVIDIA H200", "NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "Some GPU"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: next(names))
+    peaks = [peak_flops(torch.device("cuda"), "bfloat16") for _ in range(4)]
+    assert peaks == [989.4e12, 989.4e12, 756.4e12, None]
+
+
+def test_a_cpu_is_measured_once() -> None:
+    first = peak_flops(torch.device("cpu"), "float32")
+    assert first is not None and first > 1e9
+    assert peak_flops(torch.device("cpu"), "float32") == first
+    assert peak_flops(torch.device("cpu"), "bfloat16") != first

@@ -121,7 +121,11 @@ def _stored(files: Sequence[Path]) -> _Stored:
 def require_memory(what: str, needed: int, device: torch.device, remedy: str) -> None:
     """Raise MachineError for what does not fit, with what is needed, what there is, and `remedy`."""
     on_gpu = device.type == "cuda"
-    available = torch.cuda.mem_get_info(device)[0] if on_gpu else available_bytes()
+    available = available_bytes()
+    if on_gpu:
+        # What an earlier phase gave back is still held by torch, for whoever asks next.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        available = torch.cuda.mem_get_info(device)[0] + kept
     if needed > available:
         place = "the GPU" if on_gpu else "memory"
         raise MachineError(

@@ -28,7 +28,7 @@ CURVES = {
     "zero_spread_groups": "groups without spread",
     "mean_new_tokens": "new tokens per episode",
     "tokens_per_second": "tokens per second",
-    "expert_load_max": "busiest expert, times an even share",
+    "expert_load_max": "busiest expert (even: 1)",
     "dead_experts": "experts without a token",
     "router_entropy": "router entropy, nats",
 }

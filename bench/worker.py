@@ -59,7 +59,7 @@ def ours(spec: dict[str, Any]) -> tuple[Step, Callable[[], dict[str, torch.Tenso
     model = load_model(folder / "base", folder / "adapter")
     unfreeze_adapter(model)
     hold_frozen(model, spec["precision"])
-    optimizer = make_optimizer(ADAMW, trainable(model).values())
+    optimizer = make_optimizer(ADAMW, trainable(model))
     none = np.empty(0, np.int64)
 
     def as_items(request: dict[str, Any]) -> list[Item]:

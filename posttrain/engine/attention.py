@@ -1,7 +1,8 @@
 """Attention over packed rows: documents, shared prefixes, sliding windows and sinks, without a T×T matrix.
 
 A plan cuts the row into blocks of queries, each with the key ranges it may see; one flash call per block. Sinks are
-folded in afterwards through the log-sum-exp, which is exact in both directions (see `_PackedAttention`).
+folded in afterwards through the log-sum-exp, which is exact in both directions (see `_PackedAttention`). On CUDA in
+half precision one kernel takes all segments at once (`posttrain.engine.varlen`).
 
 Axes: T row position, Q query of a block, S key position, H query head, K key-value head, G query heads per key-value
 head, D head size, B slot of a decode batch.
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from transformers import AttentionInterface
+
+from posttrain.engine.varlen import FLASH, Lanes, VarlenAttention, lanes
 
 if TYPE_CHECKING:
     from posttrain.engine.slots import Prefill, SlotCache
@@ -50,6 +53,7 @@ class AttentionPlan:
 
     segments: tuple[Segment, ...]
     _blocks: dict[tuple[int | None, int | None], tuple[Block, ...]] = field(default_factory=dict)
+    _lanes: dict[torch.device, Lanes] = field(default_factory=dict)
 
     def blocks(self, window: int | None, most_queries: int | None = None) -> tuple[Block, ...]:
         key = window, most_queries
@@ -58,6 +62,13 @@ class AttentionPlan:
                 block for segment in self.segments for block in _cut(segment, window, most_queries)
             )
         return self._blocks[key]
+
+    def lanes(self, device: torch.device) -> Lanes:
+        """The segments as a kernel for all of them takes them."""
+        if device not in self._lanes:
+            segments = [(segment.start, segment.stop, segment.prefix) for segment in self.segments]
+            self._lanes[device] = lanes(segments, device)
+        return self._lanes[device]
 
 
 def _cut(segment: Segment, window: int | None, most_queries: int | None) -> list[Block]:
@@ -245,15 +256,22 @@ def packed_attention(module, query, key, value, attention_mask, *, scaling, **kw
     if cache is not None:
         out = cache.attend(module.layer_idx, query, key, value, sinks, scaling, rule.softcap)
         return out.transpose(1, 2), None
-    most_queries = None if rule.softcap is None and query.device.type == "cpu" else PLAIN_CHUNK
     prefill: Prefill | None = kwargs.get("prefill")
-    plan: AttentionPlan | None = kwargs.get("plan")
+    plan: AttentionPlan | None = kwargs.get("plan") if prefill is None else prefill.plan
     if prefill is not None:
-        key, value, blocks = prefill.extend(module.layer_idx, key, value, window, most_queries)
-    elif plan is not None:
+        prefill.note(key, value)
+    elif plan is None:
+        raise RuntimeError("packed attention was called without an AttentionPlan: pass plan= to the model")
+    half = rule.softcap is None and query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16)
+    if half and plan is not None:
+        out = VarlenAttention.apply(query, key, value, sinks, plan.lanes(query.device), window, scaling, FLASH)
+        return out.transpose(1, 2), None
+    most_queries = None if rule.softcap is None and query.device.type == "cpu" else PLAIN_CHUNK
+    if plan is not None:
         blocks = plan.blocks(window, most_queries)
     else:
-        raise RuntimeError("packed attention was called without an AttentionPlan: pass plan= to the model")
+        assert prefill is not None
+        key, value, blocks = prefill.behind_cached(module.layer_idx, key, value, window, most_queries)
     out = _PackedAttention.apply(query, key, value, sinks, blocks, rule)
     return out.transpose(1, 2), None
 

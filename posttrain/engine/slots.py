@@ -10,7 +10,7 @@ may look, `HIDDEN` elsewhere. The second is 1 in column 0 alone, whose value is 
 Axes: B slot, K key-value head, D head size, E = D + 2, S column, T position of a sequence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from posttrain.engine.attention import AttentionPlan, Block, Segment
+from posttrain.engine.forward import device_of
 
 HIDDEN = -1e30
 """A logit that no softmax sees; finite, as it is multiplied."""
@@ -43,23 +44,28 @@ class Prefill:
         self.segments, self.pasts = segments, pasts
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
+        fresh = not any(pasts)
+        self.plan = AttentionPlan(tuple(Segment(*span) for span in segments)) if fresh else None
+        """How the row attends, where nothing of it is cached."""
         self._blocks: dict[tuple[tuple[int, ...], int | None, int | None], tuple[Block, ...]] = {}
 
-    def extend(
+    def note(self, key_1KTD: Tensor, value_1KTD: Tensor) -> None:
+        """Keep what a layer hands over; layers come in their order."""
+        self.keys.append(key_1KTD)
+        self.values.append(value_1KTD)
+
+    def behind_cached(
         self, layer: int, key_1KTD: Tensor, value_1KTD: Tensor, window: int | None, most_queries: int | None
     ) -> tuple[Tensor, Tensor, tuple[Block, ...]]:
         """Keys and values with the cached ones in front, and the blocks of the row's queries over them."""
-        self.keys.append(key_1KTD)
-        self.values.append(value_1KTD)
         lengths = tuple(0 if past is None else past.keys[layer].shape[1] for past in self.pasts)
         asked = lengths, window, most_queries
         if asked not in self._blocks:
             self._blocks[asked] = self._cut(*asked)
-        if any(lengths):
-            known = [past for past in self.pasts if past is not None]
-            key_1KTD = torch.cat([*(past.keys[layer][None] for past in known), key_1KTD], 2)
-            value_1KTD = torch.cat([*(past.values[layer][None] for past in known), value_1KTD], 2)
-        return key_1KTD, value_1KTD, self._blocks[asked]
+        known = [past for past in self.pasts if past is not None]
+        keys = torch.cat([*(past.keys[layer][None] for past in known), key_1KTD], 2)
+        values = torch.cat([*(past.values[layer][None] for past in known), value_1KTD], 2)
+        return keys, values, self._blocks[asked]
 
     def _cut(self, lengths: tuple[int, ...], window: int | None, most_queries: int | None) -> tuple[Block, ...]:
         total, at, segments = sum(lengths), 0, []
@@ -148,6 +154,7 @@ class SlotCache:
     ) -> Tensor:
         """One new position per slot against what it sees; returns [B, H, 1, D]."""
         slots, heads, _, size = query_BH1D.shape
+        query_BH1D = query_BH1D.to(self.keys[layer].dtype)
         keys_NES, values_NSD = self.store(layer, nn.functional.pad(key_BK1D[:, :, 0], (0, 2)), value_BK1D[:, :, 0])
         query_NGD = (query_BH1D * scale).reshape(len(keys_NES), -1, size)
         if softcap is None:
@@ -172,23 +179,24 @@ class SlotCache:
         """The columns of the last `count` steps."""
         return 1 + torch.arange(self.clock - count, self.clock, device=self.lengths_B.device) % span
 
-    def place(self, slot: int, past: Past) -> None:
-        """Let a slot go on from here; what it held is forgotten."""
-        size = self.size
-        self._all_columns |= past.length > self.clock
-        self.furthest = max(self.furthest, past.length)
-        self.lengths_B[slot] = past.length
-        for layer, (keys_KTD, values_KTD) in enumerate(zip(past.keys, past.values, strict=True)):
+    def place(self, placed: Mapping[int, Past]) -> None:
+        """Let slots go on from here; what they held is forgotten."""
+        for slot, past in placed.items():
+            self._all_columns |= past.length > self.clock
+            self.furthest = max(self.furthest, past.length)
+            self.lengths_B[slot] = past.length
+        for layer, (keys_BKES, values_BKSD) in enumerate(zip(self.keys, self.values, strict=True)):
             span = self.span(layer)
-            count = min(span, keys_KTD.shape[1])
-            columns = self._columns(span, count)
-            keys_KTD = keys_KTD[:, -count:]
-            if self.order is not None:
-                keys_KTD = keys_KTD[:, :, self.order]
-            keys_KES = self.keys[layer][slot]
-            keys_KES[:, size, 1:] = HIDDEN
-            keys_KES.index_copy_(2, columns, nn.functional.pad(keys_KTD, (0, 2)).transpose(1, 2))
-            self.values[layer][slot].index_copy_(1, columns, values_KTD[:, -count:])
+            keys_BKES[list(placed), :, self.size, 1:] = HIDDEN
+            for slot, past in placed.items():
+                count = min(span, past.keys[layer].shape[1])
+                columns = self._columns(span, count)
+                keys_KTD = past.keys[layer][:, -count:].to(keys_BKES.dtype)
+                if self.order is not None:
+                    keys_KTD = keys_KTD[:, :, self.order]
+                keys_KET = nn.functional.pad(keys_KTD, (0, 2)).transpose(1, 2)
+                keys_BKES[slot].index_copy_(2, columns, keys_KET)
+                values_BKSD[slot].index_copy_(1, columns, past.values[layer][:, -count:].to(values_BKSD.dtype))
 
     def take(self, slot: int, length: int) -> Past:
         """A slot's sequence, to go on later or elsewhere."""
@@ -237,7 +245,8 @@ def empty_cache(
         getattr(layer.self_attn, "sliding_window", getattr(config, "sliding_window", None)) for layer in layers
     ]
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    device = model.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
-    like = torch.empty(0, dtype=dtype, device=model.device)
+    device = device_of(model)
+    autocast = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if autocast else model.dtype
+    like = torch.empty(0, dtype=dtype, device=device)
     return SlotCache(windows, (config.num_key_value_heads, size), slots, positions, like, clock, order)

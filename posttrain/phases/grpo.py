@@ -35,7 +35,7 @@ def run(context: PhaseContext, phase: GrpoPhase) -> PhaseOutcome:
     sampler = InProcessSampler(model, render.stop_tokens, phase.precision, context.execution.rollout_tokens)
     # Before a checkpoint is restored: this is the phase's input state.
     reference = Reference(trainable(model)) if phase.kl_weight else None
-    loop = TrainingLoop(context, phase.optimizer, phase.steps, model, context.fingerprint, "steps")
+    loop = TrainingLoop(context, phase, model)
     written = episodes_on_disk(context, phase)
     order = Samples(tasks.mixture(context.recipe.seed))
 
@@ -133,7 +133,7 @@ def update(
         if has_gradient(values) and any(episode["score"] is not None for episode in groups[number])
     ]
     if not live:
-        return StepReport(loss=0.0, gradient_norm=0.0, tokens=0, target_tokens=0, seconds=0.0, sums={})
+        return StepReport(loss=0.0, gradient_norm=0.0, tokens=0, target_tokens=0, seconds=0.0, sums={}, items=())
     items = [group_item(groups[number]) for number in live]
     advantage_S = torch.tensor([value for number in live for value in advantages[number]])
     sampler_N = torch.cat(

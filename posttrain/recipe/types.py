@@ -15,8 +15,11 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Effort = Literal["low", "medium", "high"]
-Precision = Literal["float32", "bfloat16"]
-"""Type of the matrix products (autocast); weights and optimizer state of trained tensors stay float32."""
+Precision = Literal["float32", "bfloat16", "nf4"]
+"""Type of the matrix products (autocast); weights and optimizer state of trained tensors stay float32. `nf4` keeps the
+frozen matrices of a dense model in four bits and multiplies in bfloat16."""
+Dtype = Literal["float32", "bfloat16"]
+"""Type that weights are written in."""
 
 
 _drafting: ContextVar[bool] = ContextVar("drafting", default=False)
@@ -147,6 +150,16 @@ class FullParameters(Frozen):
 Trainable = Annotated[Lora | ContinueAdapter | FullParameters, Field(discriminator="kind")]
 
 
+class ParameterGroup(Frozen):
+    """Trained parameters by name, with multiples of the optimizer's learning rate and weight decay."""
+
+    pattern: str
+    """Of whole names, with `*` and `?` (`*.lora_B`). Parameters belong to the first group that matches; one that gets
+    none is a fault."""
+    learning_rate_scale: Annotated[float, Field(gt=0)]
+    weight_decay_scale: Annotated[float, Field(ge=0)]
+
+
 class AdamW(Frozen):
     learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]
@@ -159,6 +172,8 @@ class AdamW(Frozen):
     """Share of the phase's steps over which the rate rises from 0."""
     final_share: Share
     """The schedule's last rate as a share of `learning_rate`; ignored by `constant`."""
+    groups: tuple[ParameterGroup, ...]
+    """Parameters of no group are trained at scales of 1."""
 
 
 # ---------------------------------------------------------------- data
@@ -376,6 +391,14 @@ class RowBatch(Frozen):
 Batch = Annotated[SampleBatch | RowBatch, Field(discriminator="kind")]
 
 
+class HeldOut(Frozen):
+    """The phase's loss on data that it does not train on."""
+
+    dataset: str
+    every_steps: Positive
+    """Computed over the whole dataset after so many steps each, and after the last one."""
+
+
 class SftPhase(PhaseBase):
     kind: Literal["sft"]
     model: str
@@ -387,12 +410,13 @@ class SftPhase(PhaseBase):
     steps: Positive
     """The dataset is read in seeded epochs until so many steps are done."""
     optimizer: AdamW
+    held_out: HeldOut | None
 
 
 class MergePhase(PhaseBase):
     kind: Literal["merge"]
     model: str
-    dtype: Precision
+    dtype: Dtype
 
 
 class Ipo(Frozen):
@@ -446,6 +470,7 @@ class PreferencePhase(PhaseBase):
     pairs_per_step: Positive
     steps: Positive
     optimizer: AdamW
+    held_out: HeldOut | None
 
 
 class Sampling(Frozen):
@@ -552,7 +577,7 @@ class ExportPhase(PhaseBase):
     metrics: tuple[str, ...]
     """The best candidate has the highest mean of these metrics; ties go to the later one."""
     formats: tuple[Literal["hf", "mxfp4", "gguf", "ollama", "adapter"], ...]
-    dtype: Precision
+    dtype: Dtype
     gguf_type: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "mxfp4", "auto"]
     """`auto` is MXFP4 experts with q8_0 elsewhere for GPT-OSS, and q8_0 for others."""
     verify_dataset: str
@@ -585,7 +610,14 @@ class Recipe(Frozen):
 class Execution(Frozen):
     """How this machine carries the recipe out. May change between attempts; every attempt records it."""
 
-    device: Literal["cpu"] = "cpu"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model is; `auto` is a GPU where there is one."""
+    compile: Literal["auto", "off"] = "auto"
+    """Whether elementwise chains become one kernel each on a GPU; `off` runs them operation by operation."""
+    base_weights: Literal["unpacked", "packed"] = "unpacked"
+    """Whether experts of an MXFP4 base are unpacked when they are loaded, or kept in four bits until they are used."""
+    vocabulary: Literal["device", "cpu"] = "device"
+    """Where a frozen embedding and output head are; `cpu` saves GPU memory and brings the head over for each use."""
     threads: Positive = 2
     sandbox: Literal["auto", "namespaces", "dropped-user", "unprivileged", "off"] = "auto"
     """Where code that a model wrote runs: the best level there is, one that must be had, or off: as you."""

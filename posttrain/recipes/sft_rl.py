@@ -148,6 +148,7 @@ def _sft(sizes: Sizes) -> SftPhase:
         batch=SampleBatch(kind="samples", samples=sizes.samples_per_step),
         steps=sizes.sft_steps,
         optimizer=adamw(sizes.sft_rate),
+        held_out=None,
         gates=(),
     )
 

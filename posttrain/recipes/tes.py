@@ -194,6 +194,7 @@ def opening_sft(sizes: Sizes) -> SftPhase:
         batch=SampleBatch(kind="samples", samples=sizes.samples_per_step),
         steps=sizes.opening_steps,
         optimizer=adamw(3e-3),
+        held_out=None,
         gates=(),
     )
 

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from posttrain.engine.decode import DecodeProgram, decode_program
-from posttrain.engine.forward import next_logits, precision_context
+from posttrain.engine.forward import device_of, next_logits, precision_context
 from posttrain.engine.packing import plan_micro_batches
 from posttrain.engine.slots import Past, Prefill, SlotCache, empty_cache
 from posttrain.recipe.types import Precision, Sampling
@@ -57,7 +57,7 @@ class InProcessSampler(Sampler):
     def play(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, reply: Reply) -> None:
         if not prompts:
             return
-        with precision_context(self.precision):
+        with precision_context(self.precision, device_of(self.model)):
             program = decode_program(self.model) if self.precision == "float32" else None
             longest = max(map(len, prompts))
             positions = longest + sampling.max_new_tokens
@@ -86,7 +86,7 @@ class _Batch:
 
     def run(self) -> None:
         self.slots: list[_Turn | None] = [None] * self.cache.slots
-        token_B, logits_BV = torch.zeros(len(self.slots), dtype=torch.long), torch.empty(0)
+        logits_BV = torch.empty(0)
         while True:
             logits_BV = self._refill(logits_BV)
             if not any(self.slots):
@@ -100,7 +100,7 @@ class _Batch:
             # Without more to fill them with, finished slots ride along until half are done: dropping copies the cache.
             if not self.waiting and len(active) <= len(self.slots) // 2:
                 self.cache.keep(active)
-                token_B = token_B[torch.tensor(active)]
+                token_B = token_B[torch.tensor(active, device=token_B.device)]
                 self.slots = [self.slots[slot] for slot in active]
             logits_BV = self._decode(token_B)
 
@@ -138,11 +138,11 @@ class _Batch:
         placed = self._prefill(turns)
         if not len(logits_BV):
             logits_BV = placed[0][1].new_zeros(len(self.slots), len(placed[0][1]))
-        for slot, turn, (past, logits_V) in zip(free, turns, placed, strict=False):
+        for slot, turn, (_, logits_V) in zip(free, turns, placed, strict=False):
             turn.uniform_R = turn.random.random(self.sampling.max_new_tokens)
             self.slots[slot] = turn
-            self.cache.place(slot, past)
             logits_BV[slot] = logits_V
+        self.cache.place({slot: past for slot, (past, _) in zip(free, placed, strict=False)})
         return logits_BV
 
     def _prefill(self, turns: list[_Turn]) -> list[tuple[Past, torch.Tensor]]:
@@ -168,7 +168,7 @@ class _Batch:
         stops = np.cumsum([len(turn.new) for turn in turns]).tolist()
         spans = [(stop - len(turn.new), stop) for stop, turn in zip(stops, turns, strict=True)]
         starts = [turn.length - len(turn.new) for turn in turns]
-        device = self.cache.lengths_B.device
+        device = device_of(self.sampler.model)
         positions = [np.arange(start, turn.length) for start, turn in zip(starts, turns, strict=True)]
         prefill = Prefill(spans, [turn.past for turn in turns])
         model = self.sampler.model
@@ -178,7 +178,7 @@ class _Batch:
             use_cache=False,
             prefill=prefill,
         ).last_hidden_state
-        logits_TV = next_logits(model, hidden_1TH[0, torch.tensor(stops) - 1])
+        logits_TV = next_logits(model, hidden_1TH[0, torch.tensor(stops, device=device) - 1])
         return [(prefill.after(number), logits_V) for number, logits_V in enumerate(logits_TV)]
 
     def _decode(self, token_B: torch.Tensor) -> torch.Tensor:

@@ -61,8 +61,8 @@ def test_it_samples_from_the_weights_as_an_optimizer_step_left_them(toy, prompts
     unfreeze_adapter(model)
     sampler = InProcessSampler(model, frozenset({1}), "float32", 4096)
     before = sampler.sample(prompts, [0] * 5, WARM)
-    parameters = list(trainable(model).values())
-    for parameter in parameters:
+    parameters = trainable(model)
+    for parameter in parameters.values():
         parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
     make_optimizer(ADAMW, parameters).step()
     after = sampler.sample(prompts, [0] * 5, WARM)

@@ -165,8 +165,8 @@ def _expert_linears(experts: Any, name: str) -> list[_Linear]:
 def _gate(experts: Any) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[_Linear, _Linear], Any]]:
     """The activation of (gate, up), and what an expert's two projections have to become for it: gates before ups.
 
-    GPT-OSS computes g σ(αg) (u + 1) with g and u clamped. That is silu(αg) (u + 1) / α, so α goes into the gate's rows,
-    1 / α into the second projection, and 1 into the up projection's bias.
+    GPT-OSS computes gate · sigmoid(a · gate) · (up + 1), both clamped. That is silu(a · gate) · (up + 1) / a: so a goes
+    into the gate's rows, 1 / a into the second projection, and 1 into the up projection's bias.
     """
     if not hasattr(experts, "alpha"):
         return lambda gate, up: experts.act_fn(gate).mul_(up), lambda up, down: (up, down)

@@ -73,9 +73,7 @@ class Prefill:
             segments.append(Segment(total + start, total + stop, (at, at + length) if length else None))
             at += length
         blocks = AttentionPlan(tuple(segments)).blocks(window, most_queries)
-        return tuple(
-            replace(block, queries=(block.queries[0] - total, block.queries[1] - total)) for block in blocks
-        )
+        return tuple(replace(block, queries=(block.queries[0] - total, block.queries[1] - total)) for block in blocks)
 
     def after(self, number: int) -> Past:
         """What is cached of a sequence when the forward pass is over."""
@@ -241,9 +239,7 @@ def empty_cache(
     """A cache of a model's shape, in the type that its products have."""
     config, layers = model.config, model.get_decoder().layers
     # Mixtral's attention reads its window from the configuration.
-    windows = [
-        getattr(layer.self_attn, "sliding_window", getattr(config, "sliding_window", None)) for layer in layers
-    ]
+    windows = [getattr(layer.self_attn, "sliding_window", getattr(config, "sliding_window", None)) for layer in layers]
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     device = device_of(model)
     autocast = torch.is_autocast_enabled(device.type)

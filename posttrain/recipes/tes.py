@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from posttrain.recipe.types import (
+    EVERY_EPISODE,
     AdamW,
     Base,
     Candidate,
@@ -156,7 +157,10 @@ def curriculum(
             kl_weight=0.0,
             sampler_ratio_cap=None,
             groups_per_step=sizes.groups_per_step,
+            spare_groups=0,
             group_size=sizes.group_size,
+            filters=EVERY_EPISODE,
+            curriculum=(),
             steps=sizes.grpo_steps,
             updates_per_rollout=1,
             reward={"reward": 1.0},

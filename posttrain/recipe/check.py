@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -201,6 +202,8 @@ def _phase_faults(recipe: Recipe, index: int, phase: Phase) -> Iterator[str]:
         yield from _row_faults(f"{path}.batch.row_tokens", earlier, phase.dataset, phase.batch)
     if isinstance(phase, SftPhase | PreferencePhase) and phase.held_out and phase.held_out.dataset == phase.dataset:
         yield f"{path}.held_out.dataset: {phase.dataset!r} is what the phase trains on; nothing of it is held out"
+    if isinstance(phase, GrpoPhase) and phase.curriculum:
+        yield from _curriculum_faults(f"{path}.curriculum", phase)
     if isinstance(phase, EvaluatePhase) and phase.vote:
         yield from _vote_faults(path, phase, phase.vote)
     yield from _repeated(f"{path}.gates", (gate.name for gate in phase.gates))
@@ -209,6 +212,17 @@ def _phase_faults(recipe: Recipe, index: int, phase: Phase) -> Iterator[str]:
     for field, values in _required(phase):
         if not values:
             yield f"{path}.{field}: empty; at least one is needed"
+
+
+def _curriculum_faults(path: str, phase: GrpoPhase) -> Iterator[str]:
+    starts = [stage.from_step for stage in phase.curriculum]
+    if starts[0] != 1:
+        yield f"{path}[0].from_step: {starts[0]} is not allowed: the first stage begins at step 1"
+    for place, (before, start) in enumerate(pairwise(starts), 1):
+        if start <= before:
+            yield f"{path}[{place}].from_step: {start} is not later than the stage before it, {before}"
+    if starts[-1] > phase.steps:
+        yield f"{path}[{len(starts) - 1}].from_step: {starts[-1]} is after the phase's last step, {phase.steps}"
 
 
 def _vote_faults(path: str, phase: EvaluatePhase, vote: Vote) -> Iterator[str]:

@@ -479,6 +479,9 @@ class Sampling(Frozen):
     temperature: Annotated[float, Field(ge=0)]
     """0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)]
+    """Of the most probable tokens, so many as reach this share."""
+    top_k: Positive | None
+    """Only so many of the most probable tokens; applied before `top_p`. None takes all."""
     max_new_tokens: Positive
     """Per turn."""
     max_turns: Positive
@@ -518,6 +521,32 @@ class Cispo(Frozen):
 GrpoObjective = Annotated[DrGrpo | Dapo | Gspo | Cispo, Field(discriminator="kind")]
 
 
+class Stage(Frozen):
+    """What is rolled out from a step on, until the next stage's."""
+
+    from_step: Positive
+    max_prompt_tokens: Positive
+    """Tasks with longer prompts wait for a later stage."""
+    max_turns: Positive
+    """In place of `sampling.max_turns`."""
+    tiers: tuple[str, ...] | None
+    """Values of the tasks' `tier`; None takes tasks of any, and those without one."""
+
+
+class EpisodeFilters(Frozen):
+    """Episodes that are rolled out and recorded, but not trained on; each is counted by its reason."""
+
+    at_least_tokens: Annotated[int, Field(ge=0)]
+    """Sampled tokens; an episode with fewer is masked."""
+    duplicates: Literal["kept", "masked"]
+    """Episodes whose tokens an earlier one of their group has."""
+    overlong: Literal["masked", "scored"]
+    """Episodes cut off at `max_new_tokens`."""
+
+
+EVERY_EPISODE = EpisodeFilters(at_least_tokens=0, duplicates="kept", overlong="masked")
+
+
 class GrpoPhase(PhaseBase):
     kind: Literal["grpo"]
     model: str
@@ -530,7 +559,12 @@ class GrpoPhase(PhaseBase):
     sampler_ratio_cap: Annotated[float, Field(gt=0)] | None
     """Truncated importance sampling: the cap of trainer over sampler probability; None trusts the sampler's own."""
     groups_per_step: Positive
+    spare_groups: Annotated[int, Field(ge=0)]
+    """Rolled out beyond `groups_per_step`: of all, the first ones with spread are trained on."""
     group_size: Annotated[int, Field(ge=2)]
+    filters: EpisodeFilters
+    curriculum: tuple[Stage, ...]
+    """Empty asks every task at every step."""
     steps: Positive
     updates_per_rollout: Positive
     reward: dict[str, float]
@@ -630,5 +664,7 @@ class Execution(Frozen):
     """Where tensors wait for the backward pass: with the model, or in the CPU's memory."""
     rollout_tokens: Positive = 65536
     """Key-value positions the sampler may hold at once."""
+    sampler_url: str | None = None
+    """An OpenAI-compatible server that samples in place of this process, such as `http://127.0.0.1:8000`."""
     checkpoint_every_steps: Positive = 50
     keep_checkpoints: Positive = 2

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from posttrain.recipe.types import (
+    EVERY_EPISODE,
     AdamW,
     Candidate,
     ContinueAdapter,
@@ -179,12 +180,15 @@ def curriculum(
             kl_weight=0.0,
             sampler_ratio_cap=None,
             groups_per_step=sizes.groups_per_step,
+            spare_groups=0,
             group_size=sizes.group_size,
+            filters=EVERY_EPISODE,
+            curriculum=(),
             steps=sizes.grpo_steps,
             updates_per_rollout=1,
             reward={"format": 0.3, "hidden": 0.7},
             pass_mark=1.0,
-            sampling=Sampling(temperature=0.7, top_p=1.0, max_new_tokens=96, max_turns=1),
+            sampling=Sampling(temperature=0.7, top_p=1.0, top_k=None, max_new_tokens=96, max_turns=1),
             optimizer=adamw(4e-4),
             gates=(accuracy_gate(sizes.grpo_steps),),
         ),
@@ -247,7 +251,7 @@ def evaluation(name: str, model: str, shots: int = 0) -> EvaluatePhase:
         datasets=("tools", "repair", "preferences") if not shots else ("tools", "repair"),
         shots=shots,
         vote=None,
-        sampling=Sampling(temperature=0.0, top_p=1.0, max_new_tokens=96, max_turns=2),
+        sampling=Sampling(temperature=0.0, top_p=1.0, top_k=None, max_new_tokens=96, max_turns=2),
         precision="float32",
         gates=(),
     )

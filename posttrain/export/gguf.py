@@ -93,7 +93,9 @@ def plan_gguf(folder: Path, gguf_type: GgufType, adapter: Path | None = None) ->
             tensors.append(source.tensor(gguf_name, file_type, index, len(names)))
     divisors = rope_factors(config)
     if divisors is not None:
-        tensors.append(GgufTensor("rope_freqs.weight", tuple(divisors.shape), Stored.F32, lambda: iter([lambda: divisors])))
+        tensors.append(
+            GgufTensor("rope_freqs.weight", tuple(divisors.shape), Stored.F32, lambda: iter([lambda: divisors]))
+        )
     return GgufPlan(family, config, file_type, tuple(sorted(tensors, key=lambda tensor: tensor.name)))
 
 

@@ -217,7 +217,7 @@ def apply_merge(
             continue
         with ShardWriter(target / name, [spec for tensor in shard for spec in tensor.targets]) as writer:
             for tensor in shard:
-                for part in _written_parts(tensor, weights, survivals):
+                for part in written_parts(tensor, weights, survivals):
                     writer.write(part)
                     advance(part.nbytes)
                 faults.reach("merge.tensor_written")
@@ -243,7 +243,7 @@ def split_shards(plan: MergePlan, limit: int = SHARD_BYTES) -> list[list[TensorP
     return shards
 
 
-def _written_parts(tensor: TensorPlan, weights: MergedWeights, survivals: Survivals) -> Iterator[torch.Tensor]:
+def written_parts(tensor: TensorPlan, weights: MergedWeights, survivals: Survivals) -> Iterator[torch.Tensor]:
     """The bytes of the tensor's targets, in their order."""
     weight, factors, dtype = tensor.weight, tensor.factors, tensor.targets[0].dtype
     if tensor.store == "mxfp4":

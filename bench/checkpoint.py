@@ -42,10 +42,14 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=1.0, help="weights and moments together")
     parser.add_argument("--step-s", type=float, default=2.0, help="about how long a step's passes take")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where the state is and steps are made"
+    )
+    parser.add_argument("--no-peers", action="store_true", help="ours alone: three checkpoints may not fit on the disk")
     given = parser.parse_args()
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory(prefix="bench-checkpoint-") as folder:
-        saving = bench_saving(Path(folder), given.gigabytes, given.step_s, given.rounds)
+        saving = bench_saving(Path(folder), given)
         resuming = bench_resuming(Path(folder), given.rounds)
     load = os.getloadavg()[0]
     show(saving, "saving, seconds: median (least to most)")
@@ -55,15 +59,15 @@ def main() -> None:
     RESULTS.write_text(json.dumps({**facts, "options": vars(given), "rows": saving + resuming}, indent=2) + "\n")
 
 
-def bench_saving(folder: Path, gigabytes: float, step_s: float, rounds: int) -> list[dict[str, Any]]:
-    count = round(gigabytes * 1e9 / (12 * SIDE * SIDE))
-    parameters = {str(number): nn.Parameter(torch.randn(SIDE, SIDE)) for number in range(count)}
+def bench_saving(folder: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
+    count = round(given.gigabytes * 1e9 / (12 * SIDE * SIDE))
+    parameters = {str(number): nn.Parameter(torch.randn(SIDE, SIDE, device=given.device)) for number in range(count)}
     optimizer = make_optimizer(ADAMW, parameters)
     state = TrainingState(parameters, optimizer, "bench")
     for parameter in parameters.values():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
-    work = passes(step_s)
+    work = passes(given.step_s, given.device)
     writer = CheckpointWriter(state, folder / "ours", keep=1)
     plain: dict[str, Any] = {"what": "no checkpoint", "step_s": [], "update_s": []}
     rows = [plain]
@@ -75,9 +79,11 @@ def bench_saving(folder: Path, gigabytes: float, step_s: float, rounds: int) -> 
             lambda future: future.result(),
         ),
     }
+    if given.no_peers:
+        ways = {"posttrain": ways["posttrain"]}
     for what in ways:
         rows.append({"what": what, "call_s": [], "step_s": [], "update_s": [], "committed_s": []})
-    for turn in range(rounds + 1):
+    for turn in range(given.rounds + 1):
         for row, (save, wait) in zip(rows[1:], ways.values(), strict=True):
             undisturbed = [step(work, optimizer) for _ in range(2)]
             started = time.perf_counter()
@@ -99,19 +105,26 @@ def bench_saving(folder: Path, gigabytes: float, step_s: float, rounds: int) -> 
     return rows
 
 
-def passes(seconds: float) -> Callable[[], None]:
+def passes(seconds: float, device: str) -> Callable[[], None]:
     """Matrix products that take about so long."""
-    a, b = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
-    started = time.perf_counter()
-    for _ in range(20):
-        a @ b
-    count = round(seconds / ((time.perf_counter() - started) / 20))
+    a, b = (torch.randn(SIDE, SIDE, device=device) for _ in range(2))
 
-    def work() -> None:
+    def work(count: int) -> None:
         for _ in range(count):
             a @ b
+        arrived(device)
 
-    return work
+    work(20)
+    started = time.perf_counter()
+    work(20)
+    count = round(seconds / ((time.perf_counter() - started) / 20))
+    return lambda: work(count)
+
+
+def arrived(device: str) -> None:
+    """Wait until a GPU has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def step(work: Callable[[], None], optimizer: torch.optim.Optimizer) -> tuple[float, float]:
@@ -120,6 +133,7 @@ def step(work: Callable[[], None], optimizer: torch.optim.Optimizer) -> tuple[fl
     work()
     passed = time.perf_counter()
     optimizer.step()
+    arrived(str(optimizer.param_groups[0]["params"][0].device.type))
     done = time.perf_counter()
     return done - started, done - passed
 

@@ -27,6 +27,7 @@ ADAMW = AdamW(
     warmup_share=0.0,
     final_share=1.0,
     groups=(),
+    moments="float32",
 )
 
 

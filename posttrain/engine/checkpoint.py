@@ -34,7 +34,8 @@ class TrainingState:
         """The state after `step`; its tensors are the live ones until they are copied."""
         names = {id(parameter): name for name, parameter in self.parameters.items()}
         moments = {
-            f"{names[id(parameter)]}:{key}": value
+            # bitsandbytes counts steps by a plain number.
+            f"{names[id(parameter)]}:{key}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
             for parameter, state in self.optimizer.state.items()
             for key, value in state.items()
         }
@@ -73,7 +74,8 @@ class TrainingState:
         for key, value in moments.items():
             name, _, moment = key.rpartition(":")
             parameter = self.parameters[name]
-            self.optimizer.state[parameter][moment] = value.to(parameter.device, copy=True)
+            number = value.dtype == torch.int64
+            self.optimizer.state[parameter][moment] = int(value) if number else value.to(parameter.device, copy=True)
         version, words, gauss = state["python_random_state"]
         random.setstate((version, tuple(words), gauss))
         name, words, *rest = state["numpy_random_state"]

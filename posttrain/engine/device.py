@@ -33,7 +33,7 @@ def prepare_device(execution: Execution, precision: Precision) -> torch.device:
     if precision != "float32" and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name()
         raise MachineError(f"precision {precision}: {name} has no bfloat16 products; use float32, or another GPU")
-    fusing.switch(execution.compile == "auto")
+    fusing.switch(execution.compile == "auto" and fusing.has_compiler())
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return torch.device("cuda", torch.cuda.current_device())

@@ -8,19 +8,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from posttrain.errors import ModelError
+from posttrain.errors import MachineError, ModelError
 from posttrain.recipe.types import AdamW
 
 
-def make_optimizer(spec: AdamW, parameters: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:
-    """AdamW over the named parameters in the groups of `parameter_groups`."""
-    return torch.optim.AdamW(
-        list(parameter_groups(spec, parameters)),
-        lr=spec.learning_rate,
-        betas=(spec.beta1, spec.beta2),
-        eps=spec.epsilon,
-        fused=True,
-    )
+def make_optimizer(spec: AdamW, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW over the named parameters in the groups of `parameter_groups`; raises MachineError without the library
+    that 8-bit moments are from."""
+    groups = list(parameter_groups(spec, parameters))
+    fields: dict[str, Any] = {
+        "lr": spec.learning_rate,
+        "betas": (spec.beta1, spec.beta2),
+        "eps": spec.epsilon,
+    }
+    if spec.moments == "float32":
+        return torch.optim.AdamW(groups, **fields, fused=True)
+    try:
+        from bitsandbytes.optim.adamw import AdamW8bit
+    except ImportError as error:
+        raise MachineError(
+            "optimizer.moments 8bit needs the library bitsandbytes: pip install 'posttrain[cuda]', or use float32"
+        ) from error
+    return AdamW8bit(groups, **fields)
 
 
 def parameter_groups(spec: AdamW, parameters: Mapping[str, nn.Parameter]) -> Iterator[dict[str, Any]]:

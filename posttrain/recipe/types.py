@@ -174,6 +174,8 @@ class AdamW(Frozen):
     """The schedule's last rate as a share of `learning_rate`; ignored by `constant`."""
     groups: tuple[ParameterGroup, ...]
     """Parameters of no group are trained at scales of 1."""
+    moments: Literal["float32", "8bit"]
+    """How the two running means are kept; `8bit` takes a quarter of the memory, in blocks (bitsandbytes)."""
 
 
 # ---------------------------------------------------------------- data

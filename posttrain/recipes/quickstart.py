@@ -269,6 +269,7 @@ def adamw(learning_rate: float) -> AdamW:
         warmup_share=0.05,
         final_share=0.1,
         groups=(),
+        moments="float32",
     )
 
 

@@ -84,6 +84,7 @@ def pretraining(name: str, model: str, dataset: str, steps: int, learning_rate: 
             warmup_share=0.03,
             final_share=0.05,
             groups=(),
+            moments="float32",
         ),
         held_out=None,
         gates=(

@@ -223,7 +223,11 @@ def _datasets(run: RunRecord) -> Iterator[DatasetRecord]:
                 max_tokens=spec.get("max_tokens"),
                 digest=str(digest) if digest else None,
                 counts={key: value for key, raw in counts.items() if (value := number(raw)) is not None},
-                used_by=tuple(user.name for user in run.phases if name in _datasets_of(user.spec)),
+                used_by=tuple(
+                    user.name
+                    for user in run.phases
+                    if name in _datasets_of(user.spec) or name == mapping(user.spec.get("held_out")).get("dataset")
+                ),
             )
 
 
@@ -235,6 +239,7 @@ def _source(source: dict[str, Any]) -> str:
 
 
 def _datasets_of(spec: dict[str, Any]) -> set[str]:
+    """What a phase's result was made from; held-out data only watched it being made."""
     if spec.get("kind") == "prepare":
         return set()
     names = [spec.get("dataset"), spec.get("verify_dataset"), *map(str, listing(spec.get("datasets")))]

@@ -1,9 +1,12 @@
 """Parameter groups by name: who gets which rate and decay, worked by hand."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from posttrain.engine.checkpoint import CheckpointWriter, TrainingState
 from posttrain.engine.optimizer import make_optimizer, parameter_groups
 from posttrain.errors import ModelError
 from posttrain.recipe.types import AdamW, ParameterGroup
@@ -11,7 +14,7 @@ from posttrain.recipe.types import AdamW, ParameterGroup
 NAMES = {"layers.0.q_proj.lora_A": (2, 3), "layers.0.q_proj.lora_B": (3, 2), "layers.0.norm.weight": (3,)}
 
 
-def adamw(*groups: ParameterGroup) -> AdamW:
+def adamw(*groups: ParameterGroup, moments: str = "float32") -> AdamW:
     return AdamW(
         learning_rate=0.5,
         weight_decay=0.1,
@@ -23,6 +26,7 @@ def adamw(*groups: ParameterGroup) -> AdamW:
         warmup_share=0.0,
         final_share=1.0,
         groups=groups,
+        moments=moments,
     )
 
 
@@ -70,3 +74,32 @@ def test_a_step_moves_each_group_at_its_own_rate() -> None:
 def test_a_pattern_without_a_parameter_is_refused_with_names_that_there_are(groups: tuple[ParameterGroup, ...]) -> None:
     with pytest.raises(ModelError, match=r"optimizer.groups: '.*_[BC]' matches no trained parameter.*layers\.0\."):
         make_optimizer(adamw(*groups), parameters())
+
+
+def test_eight_bit_moments_move_weights_as_float32_ones_do_and_resume_with_the_same_bits(tmp_path: Path) -> None:
+    """Over steps with gradients of their own; what 4096 numbers or more are kept in is a byte each."""
+
+    def train(state: TrainingState, steps: range) -> torch.Tensor:
+        for number in steps:
+            weight = state.parameters["weight"]
+            weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
+            state.optimizer.step()
+        return state.parameters["weight"].detach().clone()
+
+    def begun(moments: str) -> TrainingState:
+        parameters = {"weight": nn.Parameter(torch.ones(64, 128))}
+        return TrainingState(parameters, make_optimizer(adamw(moments=moments), parameters), "")
+
+    exact, short = train(begun("float32"), range(4)), begun("8bit")
+    ours = train(short, range(2))
+    writer = CheckpointWriter(short, tmp_path, keep=1)
+    writer.begin(2)
+    writer.wait()
+    ours = train(short, range(2, 4))
+    kept = short.optimizer.state[short.parameters["weight"]]
+    assert kept["state1"].dtype == kept["state2"].dtype == torch.uint8
+    assert (ours - exact).abs().mean() < 0.05 * (exact - 1).abs().mean()
+
+    resumed = begun("8bit")
+    assert resumed.restore(tmp_path / "checkpoint-2") == 2
+    assert torch.equal(train(resumed, range(2, 4)), ours)

@@ -49,6 +49,16 @@ def test_nothing_else_is_a_warning(tmp_path, training, held_out):
     assert overfitting(made(tmp_path, training, held_out).phases[0]) is None
 
 
+def test_held_out_data_is_used_by_the_phase_but_nothing_is_made_from_it(tmp_path):
+    data = [{"name": name, "content": "text", "sources": [], "max_tokens": 8} for name in ("d", "held")]
+    spec = phase("sft", "sft", model="base", dataset="d", held_out={"dataset": "held", "every_steps": 2})
+    run = FakeRun(tmp_path / "run", [phase("prepare", "data", datasets=data), spec])
+    run.complete("sft")
+    content = document(read_run(run.run))
+    assert {dataset.name: dataset.used_by for dataset in content.datasets} == {"d": ("sft",), "held": ("sft",)}
+    assert [name for name, _ in content.lineage.children[0].data] == ["d"]
+
+
 def test_held_out_values_are_rings_in_the_panel_of_their_namesake(tmp_path):
     (panel,) = curves.phase_curves(made(tmp_path, [4.0, 2.0, 1.0, 1.0], [3.0, 5.0]).phases[0])
     assert panel.svg.count('class="held"') == 3 and "rings: held-out data" in panel.caption

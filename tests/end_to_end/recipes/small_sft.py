@@ -55,6 +55,7 @@ def small_sft(
         warmup_share=0.0,
         final_share=1.0,
         groups=(),
+        moments="float32",
     )
     dataset = Dataset(
         name="own", content="conversations", sources=(source,), max_tokens=1024, too_long="drop", faulty_share=0.0

@@ -12,7 +12,7 @@ from posttrain.run.folder import ASSETS
 from posttrain.scoring.decisions import score_decision
 
 TABLE = {"q_values": [1.0, 3.0], "rewards": [0.2, 0.8]}
-VOTE = Vote(samples=5, pass_mark=0.5, pass_at=(1, 2))
+VOTE = Vote(samples=5, counts="majority", pass_mark=0.5, pass_at=(1, 2))
 TOKENIZER = Tokenizer.load(ASSETS / "tiny_base")
 RENDER = renderer(CHAT, TOKENIZER)
 

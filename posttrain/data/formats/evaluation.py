@@ -1,0 +1,97 @@
+"""`evaluation`: a prompt with its expected answer, as evaluation sets are written; `scorer` says how both compare."""
+
+from collections.abc import Callable
+from typing import Any
+
+from posttrain.chat.conversation import Message, call
+from posttrain.data.formats.format import BadRow, Fields, Format, Record, from_json, kind, optional_text
+from posttrain.data.formats.prompts import asked
+from posttrain.data.formats.turns import answer
+
+TOLERANCE = 1e-6
+GROUPS = ("category", "difficulty")
+"""What a scorecard is divided by."""
+
+
+def task(record: Record) -> Fields:
+    """Without a `scorer`, a number is compared as such and any other text has to stand in the answer."""
+    expected = record.get("expected_answer")
+    if expected is None or expected == "":
+        raise BadRow("expected_answer", "is empty")
+    name = optional_text(record, "scorer") or ("numeric" if _number(expected) is not None else "contains")
+    if name not in SCORERS:
+        raise BadRow("scorer", f"is {name!r}; there are {', '.join(SCORERS)}")
+    groups = {group: found for group in GROUPS if (found := optional_text(record, group)) is not None}
+    prompt = asked(record, record.get("prompt")).model_copy(update={"metadata": groups})
+    identity = {"id": str(record["id"])} if record.get("id") not in (None, "") else {}
+    return {**identity, "prompt": prompt, **SCORERS[name](record, expected)}
+
+
+def _text(name: str) -> Callable[[Record, Any], Fields]:
+    def compared(record: Record, expected: Any) -> Fields:
+        said = str(expected)
+        return {"world": "answers", "reference": {"kind": name, "answer": said}, "solution": (answer(said),)}
+
+    return compared
+
+
+def _numeric(record: Record, expected: Any) -> Fields:
+    number, tolerance = _number(expected), record.get("tolerance", TOLERANCE)
+    if number is None:
+        raise BadRow("expected_answer", f"is {expected!r}, not a number")
+    if not isinstance(tolerance, int | float) or tolerance < 0:
+        raise BadRow("tolerance", f"is {tolerance!r}, not a number from 0 on")
+    reference = {"kind": "numeric", "answer": number, "tolerance": tolerance}
+    return {"world": "answers", "reference": reference, "solution": (answer(str(expected)),)}
+
+
+def _number(expected: Any) -> float | None:
+    try:
+        return None if isinstance(expected, bool) else float(str(expected).replace(",", ""))
+    except ValueError:
+        return None
+
+
+def _tool_call(record: Record, expected: Any) -> Fields:
+    """One call with `name` and `arguments`, or a list of which any may be made."""
+    given = from_json(expected, "expected_answer")
+    calls = given if isinstance(given, list) else [given]
+    for one in calls:
+        if not isinstance(one, dict) or not isinstance(one.get("name"), str) or not isinstance(one.get("arguments"), dict):
+            raise BadRow("expected_answer", "must be a call with `name` and `arguments`, or a list of such")
+    if not calls:
+        raise BadRow("expected_answer", "names no call")
+    alternatives = [{"tool": one["name"], "arguments": one["arguments"]} for one in calls]
+    solution = call(alternatives[0]["tool"], alternatives[0]["arguments"])
+    return {"world": "calls", "reference": {"calls": alternatives}, "solution": (solution,)}
+
+
+def _code(record: Record, expected: Any) -> Fields:
+    files = record.get("files") or {}
+    if not isinstance(files, dict):
+        raise BadRow("files", f"is {kind(files)}, not an object of names and texts")
+    written = optional_text(record, "solution")
+    reference = {
+        "kind": "code",
+        "answer": expected,
+        "language": optional_text(record, "language") or "python",
+        "files": files,
+        "answer_file": optional_text(record, "answer_file") or "solution.py",
+    }
+    solution: tuple[Message, ...] = (answer(f"```\n{written}\n```"),) if written else ()
+    return {"world": "answers", "reference": reference, "solution": solution}
+
+
+SCORERS: dict[str, Callable[[Record, Any], Fields]] = {
+    "exact": _text("exact"),
+    "contains": _text("contains"),
+    "numeric": _numeric,
+    "tool_call": _tool_call,
+    "code": _code,
+}
+
+FORMAT = Format(
+    columns=("prompt", "expected_answer"),
+    makes={"tasks": task},
+    reads="evaluation sets, with `id`, `category`, `difficulty` and `scorer`",
+)

@@ -18,7 +18,7 @@ RENDER = renderer(CHAT, TOKENIZER)
 
 
 def said(text: str) -> Episode:
-    episode = Episode({"id": "one"}, TOKENIZER.encode("store 3"), TOKENIZER.encode(text))
+    episode = Episode({"id": "one", "prompt": {"metadata": {"category": "odd"}}}, TOKENIZER.encode("store 3"), TOKENIZER.encode(text))
     episode.score = score_decision(TABLE, text)
     return episode
 
@@ -42,3 +42,11 @@ def test_without_any_answer_a_task_is_unscorable_and_in_no_mean() -> None:
     assert line["parts"] == {"pass@1": 0.0, "pass@2": 0.0}
     assert counts([line]) == {"heldout.asked": 1, "heldout.unscorable": 1, "heldout.unscorable_samples": 5}
     assert means([line]) == {}
+
+
+def test_the_mean_of_several_samples_and_the_chance_that_one_of_k_passes() -> None:
+    vote = VOTE.model_copy(update={"counts": "mean"})
+    line = as_voted_answer([said(text) for text in ["[0]", "none", "[1]", "[1]", "[7]"]], vote, "heldout", RENDER)
+    assert line["score"] == pytest.approx(0.6) and line["category"] == "odd"
+    expected = {"reward": 0.6, "optimal": 2 / 3, "q_value": 7 / 3, "regret": 2 / 3}
+    assert line["parts"] == pytest.approx({**expected, "pass@1": 0.4, "pass@2": 0.7})

@@ -1,10 +1,11 @@
 """`evaluation`: a prompt with its expected answer, as evaluation sets are written; `scorer` says how both compare."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from posttrain.chat.conversation import Message, call
-from posttrain.data.formats.format import BadRow, Fields, Format, Record, from_json, kind, optional_text
+from posttrain.data.formats.format import BadRow, Fields, Format, Record, from_json, items, kind, optional_text
 from posttrain.data.formats.prompts import asked
 from posttrain.data.formats.turns import answer
 
@@ -29,6 +30,8 @@ def task(record: Record) -> Fields:
 
 def _text(name: str) -> Callable[[Record, Any], Fields]:
     def compared(record: Record, expected: Any) -> Fields:
+        if not isinstance(expected, str | int | float):
+            raise BadRow("expected_answer", f"is {kind(expected)}, not text")
         said = str(expected)
         return {"world": "answers", "reference": {"kind": name, "answer": said}, "solution": (answer(said),)}
 
@@ -39,17 +42,20 @@ def _numeric(record: Record, expected: Any) -> Fields:
     number, tolerance = _number(expected), record.get("tolerance", TOLERANCE)
     if number is None:
         raise BadRow("expected_answer", f"is {expected!r}, not a number")
-    if not isinstance(tolerance, int | float) or tolerance < 0:
+    if not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
         raise BadRow("tolerance", f"is {tolerance!r}, not a number from 0 on")
     reference = {"kind": "numeric", "answer": number, "tolerance": tolerance}
     return {"world": "answers", "reference": reference, "solution": (answer(str(expected)),)}
 
 
 def _number(expected: Any) -> float | None:
+    if isinstance(expected, bool) or not isinstance(expected, str | int | float):
+        return None
     try:
-        return None if isinstance(expected, bool) else float(str(expected).replace(",", ""))
+        number = float(str(expected).replace(",", ""))
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 def _tool_call(record: Record, expected: Any) -> Fields:
@@ -57,7 +63,8 @@ def _tool_call(record: Record, expected: Any) -> Fields:
     given = from_json(expected, "expected_answer")
     calls = given if isinstance(given, list) else [given]
     for one in calls:
-        if not isinstance(one, dict) or not isinstance(one.get("name"), str) or not isinstance(one.get("arguments"), dict):
+        named = isinstance(one, dict) and isinstance(one.get("name"), str) and isinstance(one.get("arguments"), dict)
+        if not named:
             raise BadRow("expected_answer", "must be a call with `name` and `arguments`, or a list of such")
     if not calls:
         raise BadRow("expected_answer", "names no call")
@@ -70,6 +77,10 @@ def _code(record: Record, expected: Any) -> Fields:
     files = record.get("files") or {}
     if not isinstance(files, dict):
         raise BadRow("files", f"is {kind(files)}, not an object of names and texts")
+    if not isinstance(expected, str):
+        for one in items(record, "expected_answer"):
+            if not isinstance(one, dict) or {type(one.get(name)) for name in ("expression", "expected")} != {str}:
+                raise BadRow("expected_answer", "must be asserts, or a list of `expression` and `expected` as text")
     written = optional_text(record, "solution")
     reference = {
         "kind": "code",

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import click
 
@@ -40,7 +40,7 @@ def execution_options() -> list[click.Parameter]:
     """One option per field of `Execution`, with the field's own documentation."""
     options: list[click.Parameter] = []
     for name, field in Execution.model_fields.items():
-        choices = get_args(field.annotation) if get_origin(field.annotation) is not None else ()
+        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
         options.append(
             click.Option(
                 [f"--{name.replace('_', '-')}", name],

@@ -10,12 +10,13 @@ from transformers import PreTrainedModel
 from posttrain.chat.render import renderer
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.engine import adapters, checkpoint
-from posttrain.engine.model import load_model
+from posttrain.engine.device import fuse_layers, prepare_device
+from posttrain.engine.model import hold_frozen, load_model
 from posttrain.errors import InputError, ModelError
 from posttrain.phases.context import ModelState
 from posttrain.phases.export_command import best_state, results_of
 from posttrain.recipe.spelling import did_you_mean
-from posttrain.recipe.types import ChatFormat, Lora, Recipe, TemplateFormat
+from posttrain.recipe.types import ChatFormat, Execution, Lora, Precision, Recipe, TemplateFormat
 from posttrain.recipes.quickstart import CHAT
 from posttrain.run import recipe_file
 from posttrain.run.folder import RunFolder, digest_folder
@@ -35,12 +36,21 @@ class ChosenModel:
     fresh: Lora | None = None
     """The adapter that the checkpoint's phase began."""
 
-    def load(self) -> PreTrainedModel:
-        model = load_model(self.base, self.adapter)
+    def load(self, execution: Execution, precision: Precision) -> PreTrainedModel:
+        """Ready to sample from, where and how the execution says."""
+        model = load_model(
+            self.base,
+            self.adapter,
+            device=prepare_device(execution, precision),
+            precision=precision,
+            packed=execution.base_weights == "packed",
+        )
         if self.fresh is not None:
             adapters.attach(model, self.fresh)
         if self.checkpoint is not None:
             checkpoint.load_weights(self.checkpoint, model)
+        hold_frozen(model, precision)
+        fuse_layers(model, precision)
         return model
 
     def digests(self) -> dict[str, str | None]:

@@ -88,15 +88,13 @@ def find_set(given: str, guessed: Callable[[str], RowFormat]) -> EvaluationSet:
         return EvaluationSet(given, source)
     known = [*shipped(), *worlds]
     raise InputError(
-        f"--set {given}: there is no such file and no such set{did_you_mean(given, known)}; sets: {', '.join(shipped())}; "
-        f"worlds with tasks: {', '.join(worlds)}; or a registered dataset NAME@VERSION"
+        f"--set {given}: there is no such file and no such set{did_you_mean(given, known)}; "
+        f"sets: {', '.join(shipped())}; worlds with tasks: {', '.join(worlds)}; or a registered dataset NAME@VERSION"
     )
 
 
 def _file(path: Path, name: RowFormat) -> FileSource:
-    return FileSource(
-        kind="file", path=str(path), format=name, filters=(), selection=EVERY_ROW, reasoning_effort=None
-    )
+    return FileSource(kind="file", path=str(path), format=name, filters=(), selection=EVERY_ROW, reasoning_effort=None)
 
 
 def read_set(chosen: EvaluationSet, limit: int | None) -> Asked:

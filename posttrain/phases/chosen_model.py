@@ -1,7 +1,7 @@
 """The model that a command means: a state or a checkpoint of a run, or a model folder, with its chat format."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from posttrain.errors import InputError, ModelError
 from posttrain.phases.context import ModelState
 from posttrain.phases.export_command import best_state, results_of
 from posttrain.recipe.spelling import did_you_mean
-from posttrain.recipe.types import ChatFormat, Execution, Lora, Precision, Recipe, TemplateFormat
+from posttrain.recipe.types import ChatFormat, Effort, Execution, HarmonyFormat, Lora, Precision, Recipe, TemplateFormat
 from posttrain.recipes.quickstart import CHAT
 from posttrain.run import recipe_file
 from posttrain.run.folder import RunFolder, digest_folder
@@ -35,6 +35,14 @@ class ChosenModel:
     checkpoint: Path | None = None
     fresh: Lora | None = None
     """The adapter that the checkpoint's phase began."""
+
+    def with_effort(self, effort: Effort | None) -> "ChosenModel":
+        """With this reasoning effort for conversations that name none; InputError where the format has none."""
+        if effort is None:
+            return self
+        if not isinstance(self.chat, HarmonyFormat):
+            raise InputError(f"--effort {effort}: {self.name} is asked in {self.chat.kind}, which has no such setting")
+        return replace(self, chat=self.chat.model_copy(update={"reasoning_effort": effort}))
 
     def load(self, execution: Execution, precision: Precision) -> PreTrainedModel:
         """Ready to sample from, where and how the execution says."""
@@ -95,7 +103,9 @@ def _checkpoint(run: RunFolder, recipe: Recipe, states: dict[str, ModelState], n
 
 def _listed(run: RunFolder, recipe: Recipe) -> str:
     found = [
-        f"{phase.name}/{path.name}" for phase in recipe.phases for path in checkpoint.by_step(run.phase(phase.name).path)
+        f"{phase.name}/{path.name}"
+        for phase in recipe.phases
+        for path in checkpoint.by_step(run.phase(phase.name).path)
     ]
     return f"; checkpoints: {', '.join(found) or 'none is kept'}"
 
@@ -109,7 +119,7 @@ def of_folder(name: str, folder: Path, adapter: Path | None) -> ChosenModel:
         folder, adapter = RunFolder(Path()).model_folder(named), folder
         if not (folder / "config.json").is_file():
             raise ModelError(
-                f"{adapter} is an adapter on {named!r}, which is no folder here: name the base, with --adapter {adapter}"
+                f"{adapter} is an adapter on {named!r}, which is no folder here: name the base, and --adapter {adapter}"
             )
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is no model folder: it has no config.json")
@@ -122,7 +132,7 @@ def own_format(folder: Path) -> ChatFormat:
     if config.get("model_type") == "gpt_oss":
         return CHAT
     tokenizer = Tokenizer.load(folder)
-    common = {"kind": "template", "template": None, "date": CHAT.date, "variables": {}}
+    common: dict[str, Any] = {"kind": "template", "template": None, "date": CHAT.date, "variables": {}}
     try:
         chat = TemplateFormat(reasoning="template", **common)
         renderer(chat, tokenizer)

@@ -18,7 +18,9 @@ RENDER = renderer(CHAT, TOKENIZER)
 
 
 def said(text: str) -> Episode:
-    episode = Episode({"id": "one", "prompt": {"metadata": {"category": "odd"}}}, TOKENIZER.encode("store 3"), TOKENIZER.encode(text))
+    episode = Episode(
+        {"id": "one", "prompt": {"metadata": {"category": "odd"}}}, TOKENIZER.encode("store 3"), TOKENIZER.encode(text)
+    )
     episode.score = score_decision(TABLE, text)
     return episode
 

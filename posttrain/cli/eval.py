@@ -52,7 +52,7 @@ def asking_of(found: "EvaluationSet", given: dict[str, Any]) -> "Asking":
     from posttrain.phases.evaluate_command import Asking
     from posttrain.recipe.types import Vote
 
-    names = ("temperature", "top_p", "max_new_tokens", "max_turns")
+    names = ("temperature", "top_p", "top_k", "max_new_tokens", "max_turns")
     sampling = found.sampling.model_copy(update={name: given[name] for name in names if given[name] is not None})
     samples, ks = given["samples"], given["pass_at"]
     try:

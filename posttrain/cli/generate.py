@@ -23,6 +23,7 @@ def _generate(model: str, prompts: Path, output: Path | None, **given: Any) -> N
     sampling = Sampling(
         temperature=given["temperature"] or 0.0,
         top_p=given["top_p"] or 1.0,
+        top_k=given["top_k"],
         max_new_tokens=given["max_new_tokens"] or 512,
         max_turns=1,
     )

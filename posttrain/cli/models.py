@@ -57,6 +57,11 @@ def sampling_options(**defaults: str) -> list[click.Parameter]:
             type=click.FloatRange(min=0, max=1, min_open=True),
             help="Of the sampled mass." + shown("top_p"),
         ),
+        click.Option(
+            ["--top-k"],
+            type=click.IntRange(min=1),
+            help="Sample from so many tokens, at most.  [default: all]",
+        ),
         click.Option(["--max-new-tokens"], type=click.IntRange(min=1), help="Per turn." + shown("max_new_tokens")),
         click.Option(["--seed"], type=int, default=0, show_default=True, help="Seed of every sampled token."),
         click.Option(

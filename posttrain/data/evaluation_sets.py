@@ -17,7 +17,7 @@ from posttrain.worlds.registry import MAKERS
 
 FOLDER = ASSETS / "evaluation_sets"
 HELD_OUT_ROWS = 200
-GREEDY = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=512, max_turns=4)
+GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=None, max_new_tokens=512, max_turns=4)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def _held_out(world: str) -> WorldSource:
 CODING_AGENT = EvaluationSet(
     name="coding_agent",
     source=_held_out("repair"),
-    sampling=Sampling(temperature=0.2, top_p=1.0, max_new_tokens=512, max_turns=10),
+    sampling=Sampling(temperature=0.2, top_p=1.0, top_k=None, max_new_tokens=512, max_turns=10),
     # The targets of the TUI system for its 200 tasks of at most ten attempts.
     targets=(
         Target("compiles", ">=", 0.85),

@@ -21,7 +21,7 @@ from posttrain.phases.evaluate import answer_tasks, counts, means
 from posttrain.recipe.types import EvaluatePhase, Execution, Precision, Sampling, Vote
 from posttrain.report.read import read_object
 from posttrain.report.scorecard import scorecard
-from posttrain.rollout.sampler import Sampler
+from posttrain.rollout.in_process import InProcessSampler
 from posttrain.run.folder import write_atomic, write_json_atomic
 from posttrain.run.journal import as_line
 
@@ -112,7 +112,7 @@ def ask(
         gates=(),
     )
     render = renderer(chosen.chat, Tokenizer.load(chosen.base))
-    sampler = Sampler(
+    sampler = InProcessSampler(
         chosen.load(execution, asking.precision), render.stop_tokens, asking.precision, execution.rollout_tokens
     )
     return answer_tasks(sampler, render, phase, asked.name, asked.rows, asking.seed, show)

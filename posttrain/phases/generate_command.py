@@ -15,7 +15,8 @@ from posttrain.errors import ChatFormatError, DataError
 from posttrain.phases.chosen_model import ChosenModel
 from posttrain.recipe.types import Execution, Precision, Sampling
 from posttrain.rollout.episodes import seed_of
-from posttrain.rollout.sampler import Sampled, Sampler
+from posttrain.rollout.in_process import InProcessSampler
+from posttrain.rollout.sampler import Sampled
 from posttrain.scoring.calls import final_text
 
 
@@ -49,7 +50,9 @@ def generate(
             tokens.append(render.prompt(conversation))
         except ChatFormatError as error:
             raise DataError(f"prompt {name}: {error}") from None
-    sampler = Sampler(chosen.load(execution, precision), render.stop_tokens, precision, execution.rollout_tokens)
+    sampler = InProcessSampler(
+        chosen.load(execution, precision), render.stop_tokens, precision, execution.rollout_tokens
+    )
     seeds = [seed_of(seed, "generate", name) for name, _ in prompts]
     for (name, _), prompt, sampled in zip(prompts, tokens, sampler.sample(tokens, seeds, sampling), strict=True):
         yield {"id": name, "prompt": render.text(prompt), **answer_of(render, sampled)}

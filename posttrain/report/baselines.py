@@ -41,7 +41,7 @@ def find(runs_dir: Path, word: str) -> Kept:
             return _read(word, place)
     known = names(runs_dir)
     raise InputError(
-        f"there is no evaluation {word!r}{did_you_mean(word, known)}; there are {', '.join(known) or 'none'}; "
+        f"there is no evaluation {word!r}{did_you_mean(word, known)}; there are {', '.join(known[:12]) or 'none'}; "
         f"posttrain eval makes one"
     )
 

@@ -164,10 +164,10 @@ def _lines(found: Delta) -> Iterator[str]:
     yield from table(
         ("Set", "Metric", "Before", "After", "Difference", "95 % interval", "Cases", "Better / worse", "McNemar"),
         (
-            (row.dataset, row.part + _score(row), *_comparison(row.share, pairs))
+            (row.dataset, row.part + _score(row), *_comparison(row.share, against))
             for rows in found.tables.values()
             for row in rows
-            if (pairs := row.cells[-1].against_base) is not None
+            if (against := row.cells[-1].against_base) is not None
         ),
     )
     if found.groups:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import date, timedelta
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +100,14 @@ def text(prompt: str) -> str | Fraction:
 def sequence(prompt: str) -> Fraction:
     """The rule that explains every given number: a constant ratio, a sum of two before, or constant differences."""
     given = numbers(prompt)
-    ratios = {Fraction(b, a) for a, b in zip(given, given[1:], strict=False)}
+    ratios = {Fraction(b, a) for a, b in pairwise(given)}
     if len(ratios) == 1:
         return given[-1] * ratios.pop()
     if all(a + b == c for a, b, c in zip(given, given[1:], given[2:], strict=False)):
         return Fraction(given[-2] + given[-1])
     levels = [given]
     while len(set(levels[-1])) > 1:
-        levels.append([b - a for a, b in zip(levels[-1], levels[-1][1:], strict=False)])
+        levels.append([b - a for a, b in pairwise(levels[-1])])
     assert len(levels[-1]) > 1, "differences that never become constant explain nothing"
     return Fraction(sum(level[-1] for level in levels))
 

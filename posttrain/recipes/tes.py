@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from posttrain.recipe.types import (
+    EVERY_EPISODE,
     AdamW,
     Base,
     Candidate,
@@ -70,7 +71,7 @@ def tiny(grpo_steps: int, groups_per_step: int, group_size: int, kl_weight: floa
         groups_per_step=groups_per_step,
         group_size=group_size,
         kl_weight=kl_weight,
-        sampling=Sampling(temperature=0.9, top_p=1.0, max_new_tokens=16, max_turns=1),
+        sampling=Sampling(temperature=0.9, top_p=1.0, top_k=None, max_new_tokens=16, max_turns=1),
         optimizer=adamw(1e-3),
         precision="float32",
         dtype="float32",
@@ -90,7 +91,7 @@ LARGE = Sizes(
     groups_per_step=4,
     group_size=16,
     kl_weight=0.0,
-    sampling=Sampling(temperature=1.0, top_p=1.0, max_new_tokens=4000, max_turns=1),
+    sampling=Sampling(temperature=1.0, top_p=1.0, top_k=None, max_new_tokens=4000, max_turns=1),
     optimizer=adamw(5e-5),
     precision="bfloat16",
     dtype="bfloat16",
@@ -161,7 +162,10 @@ def curriculum(
             kl_weight=sizes.kl_weight,
             sampler_ratio_cap=None,
             groups_per_step=sizes.groups_per_step,
+            spare_groups=0,
             group_size=sizes.group_size,
+            filters=EVERY_EPISODE,
+            curriculum=(),
             steps=sizes.grpo_steps,
             updates_per_rollout=1,
             reward={"reward": 1.0},
@@ -199,6 +203,7 @@ def opening_sft(sizes: Sizes) -> SftPhase:
         batch=SampleBatch(kind="samples", samples=sizes.samples_per_step),
         steps=sizes.opening_steps,
         optimizer=adamw(3e-3),
+        held_out=None,
         gates=(),
     )
 

@@ -2,8 +2,9 @@
 
 For the GRPO phase of each run, between the evaluations of its input and its output. On decisions: the exact value of
 the sampled actions before and after, of the majority's, of the best ones, and of playing by rules, and which share of
-the gap between the model before, as it samples, and the optimum each closes. On other tasks: the share that passes. Intervals are paired bootstraps over the
-tasks. Prints tables and puts each run's numbers, under its recipe's name, into `bench/results/learning.json`.
+the gap between the model before, as it samples, and the optimum each closes. On other tasks: the share that passes.
+Intervals are paired bootstraps over the tasks. Prints tables and puts each run's numbers, under its recipe's name, into
+`bench/results/learning.json`.
 """
 
 import argparse

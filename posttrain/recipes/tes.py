@@ -167,6 +167,7 @@ def curriculum(
             pass_mark=MAJORITY.pass_mark,
             sampling=sizes.sampling,
             optimizer=sizes.optimizer,
+            held_out=None,
             gates=(),
         ),
         evaluation("grpo", sizes),

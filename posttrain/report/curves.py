@@ -31,6 +31,7 @@ CURVES = {
     "expert_load_max": "busiest expert (even: 1)",
     "dead_experts": "experts without a token",
     "router_entropy": "router entropy, nats",
+    f"{HELD_OUT}score": "score on held-out tasks",
 }
 """Metrics of a training step that are drawn, in this order; those of held-out data in the panel of their namesake."""
 
@@ -161,7 +162,8 @@ def change_bar(before: float, after: float, low: float, high: float) -> Markup:
     band_low, band_high = at(before + low), at(before + high)
     told = f"{amount(before, True)} before, {amount(after, True)} after"
     return Markup(
-        f'<svg viewBox="0 0 300 16" class="change {kind}" role="img" aria-label="{escape(told)}">'
+        f'<svg viewBox="0 0 300 16" preserveAspectRatio="xMinYMid" class="change {kind}" role="img" '
+        f'aria-label="{escape(told)}">'
         '<line x1="4" x2="296" y1="8" y2="8" class="track"/>'
         f'<rect x="{band_low:.1f}" width="{max(band_high - band_low, 1):.1f}" y="3" height="10" rx="3" class="band"/>'
         f'<line x1="{at(before):.1f}" x2="{at(after):.1f}" y1="8" y2="8" class="move"/>'

@@ -73,5 +73,5 @@ def test_bars_follow_each_other_without_the_idle_time(tmp_path):
 
 
 def test_ticks_of_a_narrow_range_are_told_apart() -> None:
-    assert tick_texts(nice_ticks(1.2951, 1.2953)) == ["1.2951", "1.29515", "1.2952", "1.29525", "1.2953"]
-    assert tick_texts(nice_ticks(0.0, 1.0)) == ["0", "0.25", "0.5", "0.75", "1"]
+    assert curves.tick_texts(curves.nice_ticks(1.2951, 1.2953)) == ["1.2951", "1.29515", "1.2952", "1.29525", "1.2953"]
+    assert curves.tick_texts(curves.nice_ticks(0.0, 1.0)) == ["0", "0.25", "0.5", "0.75", "1"]

@@ -115,7 +115,7 @@ def curve_panel(
     caption += f"; line: mean of {window} steps" if window > 1 else "; line: joins them" if len(points) > 1 else ""
     caption += "; rings: held-out data" if held_out else ""
     caption += "; dashed: gate" if shown else ""
-    caption += f"; {missing} step{"s" if missing > 1 else ""} without a number" if missing else ""
+    caption += f"; {missing} step{'s' if missing > 1 else ''} without a number" if missing else ""
     return Panel(title, caption, _svg(told, _grid(ticks, y) + "".join(marks) + _labels(labels)))
 
 

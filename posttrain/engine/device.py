@@ -1,5 +1,6 @@
 """The device a model is on, and what has to be arranged before anything is put there."""
 
+import resource
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -32,10 +33,19 @@ def prepare_device(execution: Execution, precision: Precision) -> torch.device:
     if precision != "float32" and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name()
         raise MachineError(f"precision {precision}: {name} has no bfloat16 products; use float32, or another GPU")
-    fusing.switch(execution.compile == "auto")
+    fusing.switch(execution.compile == "auto" and fusing.has_compiler())
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def take_peak_memory(device: torch.device) -> int:
+    """Bytes: of a GPU's memory at most since the last call, of a process's memory at most since its start."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 _ROTARY_FUSED: set[str] = set()

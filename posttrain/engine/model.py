@@ -71,7 +71,8 @@ def load_model(
         stored = _stored(files)
         dtype = torch.bfloat16 if precision != "float32" and stored.dtypes == {"BF16"} else torch.float32
         mxfp4 = _is_mxfp4(config)
-        _require_memory(base, stored.bytes(dtype, packed and mxfp4), device)
+        smaller = "--base-weights packed for MXFP4" if device.type == "cuda" else "precision bfloat16"
+        require_memory(str(base), stored.bytes(dtype, packed and mxfp4), device, f"a smaller base, {smaller}")
         model = read_packed(base, files, config, device) if mxfp4 and packed else _read(base, config, dtype, mxfp4)
     elif fresh_seed is not None:
         torch.manual_seed(fresh_seed)
@@ -117,16 +118,19 @@ def _stored(files: Sequence[Path]) -> _Stored:
     return _Stored(values, packed_bytes, dtypes)
 
 
-def _require_memory(base: Path, needed: int, device: torch.device) -> None:
-    """Raise MachineError before loading weights that do not fit, with what is needed and what there is."""
-    if device.type == "cuda":
-        available, place, remedy = torch.cuda.mem_get_info(device)[0], "the GPU", "--base-weights packed for MXFP4"
-    else:
-        available, place, remedy = available_bytes(), "memory", "precision bfloat16"
+def require_memory(what: str, needed: int, device: torch.device, remedy: str) -> None:
+    """Raise MachineError for what does not fit, with what is needed, what there is, and `remedy`."""
+    on_gpu = device.type == "cuda"
+    available = available_bytes()
+    if on_gpu:
+        # What an earlier phase gave back is still held by torch, for whoever asks next.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        available = torch.cuda.mem_get_info(device)[0] + kept
     if needed > available:
+        place = "the GPU" if on_gpu else "memory"
         raise MachineError(
-            f"{base} needs {needed / 1e9:.1f} GB, and {available / 1e9:.1f} GB of {place} are available: "
-            f"choose a smaller base, {remedy}, or a machine with more"
+            f"{what} needs {needed / 1e9:.1f} GB, and {available / 1e9:.1f} GB of {place} are available: "
+            f"choose {remedy}, or a machine with more"
         )
 
 

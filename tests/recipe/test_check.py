@@ -1,5 +1,6 @@
 """All faults of a recipe at once, each with its path, its value and what is allowed."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from posttrain.recipe.types import (
     FileSource,
     FullParameters,
     GemmaFormat,
+    HeldOut,
+    HeldOutTasks,
     Recipe,
     RowBatch,
     Selection,
@@ -109,7 +112,7 @@ def test_every_shipped_recipe_is_without_fault_and_survives_json(name: str, tmp_
 
 def test_a_vote_needs_samples_that_can_differ() -> None:
     evaluation = first("evaluate")
-    vote = {"samples": 4, "pass_mark": 1.0, "pass_at": (1, 5)}
+    vote = {"samples": 4, "counts": "majority", "pass_mark": 1.0, "pass_at": (1, 5)}
     with pytest.raises(RecipeError) as caught:
         build(changed(**{evaluation.name: {"vote": vote}}))
     message = str(caught.value)
@@ -221,7 +224,53 @@ def test_a_recipe_with_a_chat_template_loads_back_equal(tmp_path: Path) -> None:
     assert recipe_file.load(tmp_path / "recipe.json") == recipe
 
 
+def test_a_held_out_dataset_is_another_one_of_the_same_content() -> None:
+    sft = first("sft")
+    for dataset, said in (
+        (sft.dataset, f"held_out.dataset: '{sft.dataset}' is what the phase trains on"),
+        ("preferences", "its content is pairs, a phase of kind sft reads conversations or text"),
+        ("tool_calls_held", "there is no such dataset (did you mean tool_calls_heldout"),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            build(changed(**{sft.name: {"held_out": HeldOut(dataset=dataset, every_steps=1)}}))
+        assert f"phases[{sft.name}]." in str(caught.value) and said in str(caught.value)
+
+
+def test_a_gate_on_what_is_never_computed_is_refused() -> None:
+    sft = first("sft")
+    gate = sft.gates[0].model_copy(update={"metric": "held_out_loss"})
+    with pytest.raises(RecipeError, match="'held_out_loss' is never computed: this phase's held_out is null"):
+        build(changed(**{sft.name: {"held_out": None, "gates": (gate,)}}))
+    build(changed(**{sft.name: {"gates": (gate,)}}))
+
+
+def test_a_rank_of_0_is_refused_with_its_path() -> None:
+    lora = {"kind": "lora", "rank": 0, "alpha": 2.0, "targets": ("q_proj",)}
+    with pytest.raises(
+        RecipeError, match=r"trainable\.rank: 0 is not allowed: input should be greater than or equal to 1"
+    ):
+        build(changed(**{first("sft").name: {"trainable": lora}}))
+
+
 def test_four_bit_weights_cannot_be_trained_whole() -> None:
     sft = first("sft")
     with pytest.raises(RecipeError, match=r"precision: nf4 keeps frozen weights, and .*trainable trains all"):
         build(changed(**{sft.name: {"precision": "nf4", "trainable": FullParameters(kind="full")}}))
+
+
+def test_tasks_asked_in_training_are_tasks_that_are_not_trained_on() -> None:
+    sft, grpo, sampling = first("sft"), first("grpo"), first("evaluate").sampling
+    asked = HeldOutTasks(dataset="tools", every_steps=2, sampling=sampling)
+    gate = sft.gates[0].model_copy(update={"metric": "held_out_exact", "minimum_steps": 0})
+    built = build(changed(**{sft.name: {"held_out": asked, "gates": (gate,)}}))
+    assert next(phase for phase in built.phases if phase.name == sft.name).held_out == asked
+    for phase, dataset, said in (
+        (sft, sft.dataset, f"'{sft.dataset}' is what the phase trains on"),
+        (sft, "pairs", "its content is pairs, HeldOutTasks reads tasks"),
+        (grpo, grpo.dataset, f"'{grpo.dataset}' is what the phase trains on"),
+        (grpo, "repairs", "there is no such dataset"),
+    ):
+        with pytest.raises(RecipeError, match=re.escape(said)):
+            build(changed(**{phase.name: {"held_out": asked.model_copy(update={"dataset": dataset})}}))
+    with pytest.raises(RecipeError, match=r"held_out.*sampling.*field is required"):
+        build(changed(**{grpo.name: {"held_out": {"dataset": "tools", "every_steps": 1}}}))

@@ -8,6 +8,7 @@ Axes: T row position, Q query of a block, S key position, H query head, K key-va
 head, D head size, B slot of a decode batch.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 

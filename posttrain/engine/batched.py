@@ -129,8 +129,8 @@ class Projection:
         self.transposed, self.packed = transposed, packed
         weight, bias, lora_A, lora_B = parameters
         self.weight = None if weight is None else weight.to(dtype)
-        sizes = (packed if weight is None else weight).shape[1:]  # type: ignore[union-attr]
-        self.size_in, self.size_out = sizes if transposed else reversed(sizes)
+        stored: torch.Size = (packed if weight is None else weight).shape  # type: ignore[union-attr]
+        self.size_in, self.size_out = stored[1:] if transposed else stored[:0:-1]
         self.bias = None if bias is None else bias.to(dtype)
         self.rank = 0
         if lora_A is not None and lora_B is not None:

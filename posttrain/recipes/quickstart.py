@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from posttrain.recipe.types import (
+    USUAL_TOLERANCES,
     AdamW,
     Candidate,
     ContinueAdapter,
@@ -194,7 +195,7 @@ def curriculum(
             gguf_type="f32",
             verify_dataset="tools",
             verify_prompts=min(20, cases),
-            tolerance_logits=1e-4,
+            tolerances=USUAL_TOLERANCES,
             gates=(),
         ),
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from posttrain.recipe.types import (
+    USUAL_TOLERANCES,
     AdamW,
     Base,
     Candidate,
@@ -176,7 +177,7 @@ def curriculum(
             gguf_type=sizes.gguf_type,
             verify_dataset="heldout",
             verify_prompts=20,
-            tolerance_logits=1e-4,
+            tolerances=USUAL_TOLERANCES,
             gates=(),
         ),
     )

@@ -209,10 +209,8 @@ def require_room(output: Path, pieces: Sequence[Piece]) -> None:
     for piece in pieces:
         refuse_foreign(output / piece.folder)
     nearest = next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
-    needed, free = (
-        sum(piece.bytes for piece in pieces) + max((piece.scratch for piece in pieces), default=0),
-        shutil.disk_usage(nearest).free,
-    )
+    needed = sum(piece.bytes for piece in pieces) + max((piece.scratch for piece in pieces), default=0)
+    free = shutil.disk_usage(nearest).free
     if needed > free:
         raise MachineError(
             f"the export needs {needed / 1e9:.2f} GB and {nearest} has {free / 1e9:.2f} GB free: make room, ask for "

@@ -577,7 +577,8 @@ class ExportPhase(PhaseBase):
     formats: tuple[Literal["hf", "mxfp4", "gguf", "ollama", "adapter"], ...]
     dtype: Precision
     gguf_type: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_k_m", "mxfp4", "auto"]
-    """`q4_k_m` needs llama.cpp's quantizer. `auto` is MXFP4 experts with q8_0 elsewhere for GPT-OSS, and q8_0 for others."""
+    """`auto` is MXFP4 experts with q8_0 elsewhere for GPT-OSS, and q8_0 for others; `q4_k_m` needs llama.cpp's
+    quantizer."""
     verify_dataset: str
     verify_prompts: Positive
     tolerances: Tolerances

@@ -265,7 +265,7 @@ def test_q4_k_m_is_made_by_llama_cpps_own_quantizer(tmp_path: Path, monkeypatch:
     assert len(ask_llama(file, prompts(), 1, []).greedy) == len(prompts())
     monkeypatch.setattr("posttrain.export.llama_quantize.tool_folders", lambda: [tmp_path])
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(MachineError, match="q4_k_m is written by llama.cpp's quantizer, and there is none"):
+    with pytest.raises(MachineError, match=r"q4_k_m is written by llama\.cpp's quantizer, and there is none"):
         gguf_piece(model, "q4_k_m")
 
 

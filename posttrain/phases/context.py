@@ -79,7 +79,8 @@ class PhaseOutcome:
     state: ModelState | None = None
     notes: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
-    """Kind-specific facts for the report (export tables, chosen candidate, dataset digests)."""
+    """Kind-specific facts for the report (export tables, chosen candidate, dataset digests). What `unfinished` names
+    failed without failing the run: the phase is carried out again by the next attempt."""
 
 
 PhaseFunction = Callable[[PhaseContext, Phase], PhaseOutcome]

@@ -138,7 +138,7 @@ class Work:
     def _placed(self, value: str) -> str:
         return self.session.place(value) if value.startswith("/") else value
 
-    def _run(self, argv: Sequence[str], budget: Budget) -> Finished:
+    def run(self, argv: Sequence[str], budget: Budget) -> Finished:
         words: list[str] = []
         for word in argv:
             if word in ("{sources}", "{everything}"):
@@ -154,7 +154,7 @@ class Work:
 
     def step(self, step: Step) -> bool:
         """Whether the tool is content. `Unknown` when it hangs."""
-        done = self._run(step.argv, step.budget)
+        done = self.run(step.argv, step.budget)
         if done.limit is not None:
             raise Unknown(f"{os.path.basename(step.argv[0])} exceeded its {done.limit}")
         return done.exit == 0
@@ -167,7 +167,7 @@ class Work:
             if not self.step(Step(command, self.chain.compile[0].budget)):
                 return Values(False, (None,) * len(expressions), None)
         before = len(self.said)
-        done = self._run(driver.run, self.chain.run)
+        done = self.run(driver.run, self.chain.run)
         del self.said[before:]
         if done.limit is not None and done.limit.startswith("wall time") and done.cpu_s < self.chain.run.cpu_s / 2:
             raise Unknown(f"a check exceeded its {done.limit}")
@@ -211,6 +211,7 @@ _UNSTEADY = (
     (re.compile(r"(duration_ms:?) \d+(\.\d+)?"), r"\1"),
     (re.compile(r"(thread '[^']*') \(\d+\)"), r"\1"),
     (re.compile(r"0x[0-9a-f]{6,}"), "0x"),
+    (re.compile(r"\bgoroutine \d+\b"), "goroutine"),
 )
 
 

@@ -58,7 +58,7 @@ for expression in {list(expressions)!r}:
     return Driver({"posttrain_driver.py": text}, (), ("{python}", "-P", "posttrain_driver.py"))
 
 
-def _crate(tree: Files) -> str:
+def crate(tree: Files) -> str:
     try:
         return str(tomllib.loads(tree["Cargo.toml"])["package"]["name"]).replace("-", "_")
     except (KeyError, TypeError, tomllib.TOMLDecodeError) as error:
@@ -69,7 +69,7 @@ def rust(tree: Files, expressions: Sequence[str]) -> Driver:
     calls = "\n".join(f'    say(|| format!("{{:?}}", {{ {expression} }}));' for expression in expressions)
     text = f"""\
 #![allow(unused_imports)]
-use {_crate(tree)}::*;
+use {crate(tree)}::*;
 use std::io::Write;
 use std::os::unix::io::FromRawFd;
 fn say<F: FnOnce() -> String + std::panic::UnwindSafe>(call: F) {{
@@ -89,14 +89,18 @@ fn main() {{
     return Driver({"examples/posttrain_driver.rs": text}, build, ("{work}/target/debug/examples/posttrain_driver",))
 
 
-def go(tree: Files, expressions: Sequence[str]) -> Driver:
+def go_module(tree: Files) -> str:
     found = re.search(r"^module\s+(\S+)", tree.get("go.mod", ""), re.MULTILINE)
     if found is None:
         raise ScoringError("the tree's go.mod names no module")
-    files = {}
+    return found.group(1)
+
+
+def go(tree: Files, expressions: Sequence[str]) -> Driver:
+    module, files = go_module(tree), {}
     for number, expression in enumerate(expressions):
         imports, body = _go_imports(expression)
-        lines = imports or [f'import . "{found.group(1)}"']
+        lines = imports or [f'import . "{module}"']
         text = "\n".join(["package main", "", *lines, "", f"func check{number}() any {{ return {body} }}", ""])
         files[f"posttrain_driver/check{number}.go"] = text
     calls = "\n".join(f"\tsay(check{number})" for number in range(len(expressions)))

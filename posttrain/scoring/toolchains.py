@@ -45,7 +45,7 @@ class Toolchain:
     compile: tuple[Step, ...]
     suite: tuple[Step, ...]
     """What the tree's own tests need, and the tests. Their outcome is for the model to read and for code of ours
-    (mutants, recorded fixes); it is no part of a score, because a program that runs in the same process can write it."""
+    (mutants, recorded fixes); it is no part of a score: a program that runs in the same process can write it."""
     lint: tuple[Step, ...]
     driver: Callable[[drivers.Files, Sequence[str]], drivers.Driver]
     run: Budget

@@ -26,6 +26,7 @@ from posttrain.worlds import (
     tools,
     words,
 )
+from posttrain.worlds.code.environment import CodeEnvironment
 from posttrain.worlds.environment import Environment
 from posttrain.worlds.names import Split
 
@@ -59,6 +60,7 @@ MAKERS: dict[tuple[str, str], Maker] = {
 ENVIRONMENTS: dict[str, Callable[[dict[str, Any]], Environment]] = {
     "tools": tools.ToolEnvironment,
     "repair": repair.RepairEnvironment,
+    "code": CodeEnvironment,
     "answers": partial(answers.AnswerEnvironment, score_answer),
     "calculator": calculator.CalculatorEnvironment,
     "decisions": partial(answers.AnswerEnvironment, score_decision),

@@ -35,6 +35,10 @@ from posttrain.worlds.code.tree import Tree, patch_between, read_tree, sources
 from posttrain.worlds.names import Split
 
 CAUGHT = "caught"
+DUPLICATE, NO_BUILD, HANGS, SURVIVES = "duplicates", "does not compile", "hangs", "survives its tests"
+UNGRADED = "caught by no test that a grader can hold"
+NO_TASK = (DUPLICATE, NO_BUILD, HANGS, SURVIVES, UNGRADED)
+"""What becomes of a mutant that becomes no task."""
 HELD_OUT = 8
 """One function in so many is held out, at least one where there are two."""
 MOST_SHOWN, MOST_HIDDEN = 8, 16
@@ -143,7 +147,7 @@ def plan(tree: Tree, language: str, split: Split | None, counts: Counter[str]) -
             continue
         key = digest_json(one.function_of(tree.files[one.path]))
         if key in seen:
-            counts["duplicates"] += 1
+            counts[DUPLICATE] += 1
             continue
         seen.add(key)
         by_kind[one.kind].append((key, one))
@@ -163,19 +167,19 @@ def judge(mutant: Mutant, tree: Tree, right: Standing, language: str, pool: Pool
         try:
             got = work.values([check.expression for check in right.all])
             if not got.builds:
-                return Verdict("does not compile", "", ())
+                return Verdict(NO_BUILD, "", ())
             if got.limit is not None:
-                return Verdict("hangs", "", ())
+                return Verdict(HANGS, "", ())
             pairs = zip(got.found, right.all, strict=True)
             caught = tuple(i for i, (value, check) in enumerate(pairs) if value != code.escaped(check.expected))
             work.said.clear()
             if work.suite():
-                return Verdict("survives its tests", "", ())
+                return Verdict(SURVIVES, "", ())
             if not any(place < len(right.visible) for place in caught):
-                return Verdict("caught by no test that a grader can hold", "", ())
+                return Verdict(UNGRADED, "", ())
             return Verdict(CAUGHT, work.shown(), caught)
         except Unknown:
-            return Verdict("hangs", "", ())
+            return Verdict(HANGS, "", ())
 
 
 def task(mutant: Mutant, verdict: Verdict, tree: Tree, right: Standing, language: str) -> dict[str, Any]:
@@ -251,6 +255,11 @@ def tasks(
                 yield task(mutant, verdict, tree, right, language)
             if made == limit:
                 return
+
+
+def dropped(counts: Counter[str]) -> int:
+    """Mutants, and tasks, that became nothing."""
+    return sum(count for reason, count in counts.items() if reason in NO_TASK or reason.startswith("dropped"))
 
 
 def _judged(

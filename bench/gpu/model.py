@@ -18,10 +18,11 @@ from posttrain.recipe.types import Lora
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "experts")
 
 
-def config(num_layers: int) -> GptOssConfig:
+def config(num_layers: int, stock: bool = False) -> GptOssConfig:
     """transformers' defaults are the 20B model's, but for the number of layers and experts."""
     made = GptOssConfig(num_hidden_layers=num_layers, num_local_experts=32, pad_token_id=0, eos_token_id=1)
-    made._attn_implementation, made._experts_implementation = ATTENTION, EXPERTS
+    if not stock:
+        made._attn_implementation, made._experts_implementation = ATTENTION, EXPERTS
     return made
 
 
@@ -72,7 +73,7 @@ def make(num_layers: int, rank: int, packed: bool) -> PreTrainedModel:
 
 
 def optimizer_of(model: PreTrainedModel) -> torch.optim.Optimizer:
-    return make_optimizer(ADAMW, trainable(model).values())
+    return make_optimizer(ADAMW, trainable(model))
 
 
 def clear() -> None:

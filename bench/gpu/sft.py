@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.gpu import model as shape
 from posttrain.engine.activations import keep_activations
-from posttrain.engine.device import fuse_norms, keep_vocabulary_on_cpu, prepare_device
+from posttrain.engine.device import fuse_layers, keep_vocabulary_on_cpu, prepare_device
 from posttrain.engine.objectives import sft_sum
 from posttrain.engine.packing import Item
 from posttrain.engine.step import train_step
@@ -42,7 +42,7 @@ CELLS = {
     "8k-full": Cell(8192, False, {"recompute": "full"}, ""),
     "32k": Cell(32768, False, {"recompute": "selective"}, ">= 9000 tok/s"),
     "32k-full": Cell(32768, False, {"recompute": "full"}, ""),
-    "mxfp4-8k": Cell(8192, True, {"recompute": "full", "vocabulary": "cpu"}, ">= 11000 tok/s in <= 30 GB"),
+    "mxfp4-8k": Cell(8192, True, {"recompute": "full"}, ">= 11000 tok/s in <= 30 GB"),
     "128k": Cell(131072, False, {"recompute": "full", "mlp_tile_tokens": 16384}, "runs"),
 }
 
@@ -59,8 +59,7 @@ def measure(name: str, cell: Cell, options: argparse.Namespace, out: Path) -> di
     model = shape.make(options.layers, options.rank, cell.packed)
     if execution.vocabulary == "cpu":
         keep_vocabulary_on_cpu(model)
-    if not options.plain_norms:
-        fuse_norms(model, "bfloat16")
+    fuse_layers(model, "bfloat16")
     keep_activations(model, execution)
     optimizer = shape.optimizer_of(model)
     seconds, losses = [], []
@@ -117,6 +116,13 @@ def measure(name: str, cell: Cell, options: argparse.Namespace, out: Path) -> di
     return row
 
 
+def facts() -> dict[str, Any]:
+    """Hardware, versions and commit of a result."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    found = {"hardware": machine.facts(), "packages": package_versions(), "commit": commit or None}
+    return found | {"cuda": torch.version.cuda, "gpu_memory_bytes": torch.cuda.get_device_properties(0).total_memory}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.sft", description=__doc__)
     parser.add_argument("cells", nargs="*", default=["8k", "32k", "mxfp4-8k", "128k"], help=", ".join(CELLS))
@@ -124,7 +130,6 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--compile", choices=("auto", "off"), default="auto")
-    parser.add_argument("--plain-norms", action="store_true")
     parser.add_argument("--profile", action="store_true", help="write a table of kernels beside the results")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
     options = parser.parse_args()
@@ -137,10 +142,7 @@ def main() -> None:
         except torch.OutOfMemoryError as error:
             print(f"{name:14} out of memory: {str(error)[:160]}", flush=True)
             rows.append({"cell": name, **asdict(CELLS[name]), "out_of_memory": str(error)})
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    facts = {"hardware": machine.facts(), "packages": package_versions(), "commit": commit or None}
-    facts |= {"cuda": torch.version.cuda, "gpu_memory_bytes": torch.cuda.get_device_properties(0).total_memory}
-    (options.out / "gpu_sft.json").write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+    (options.out / "gpu_sft.json").write_text(json.dumps({**facts(), "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -41,10 +41,11 @@ def execution_options() -> list[click.Parameter]:
     options: list[click.Parameter] = []
     for name, field in Execution.model_fields.items():
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        text = str in get_args(field.annotation)
         options.append(
             click.Option(
                 [f"--{name.replace('_', '-')}", name],
-                type=click.Choice([str(one) for one in choices]) if choices else int,
+                type=click.Choice([str(one) for one in choices]) if choices else str if text else int,
                 default=field.default,
                 show_default=True,
                 help=field.description or "",

@@ -1,5 +1,7 @@
 """The device a model is on, and what has to be arranged before anything is put there."""
 
+import resource
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from posttrain.engine import fusing
+from posttrain.engine.forward import device_of
 from posttrain.engine.fusing import fused
 from posttrain.errors import InputError, MachineError
 from posttrain.recipe.types import Execution, Precision
@@ -27,23 +30,51 @@ def prepare_device(execution: Execution, precision: Precision) -> torch.device:
         )
     if execution.device == "cpu" or not there:
         return torch.device("cpu")
-    if precision == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if precision != "float32" and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name()
-        raise MachineError(f"precision bfloat16: {name} has no bfloat16 products; use float32, or another GPU")
-    fusing.switch(execution.compile == "auto")
+        raise MachineError(f"precision {precision}: {name} has no bfloat16 products; use float32, or another GPU")
+    fusing.switch(execution.compile == "auto" and fusing.has_compiler())
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def fuse_norms(model: PreTrainedModel, precision: Precision) -> None:
-    """Each norm of the layers as one kernel. Where only products read it, it is written in their type, as they would
-    round it themselves."""
+def take_peak_memory(device: torch.device) -> int:
+    """Bytes: of a GPU's memory at most since the last call, of a process's memory at most since its start."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+_ROTARY_FUSED: set[str] = set()
+"""Modules of transformers whose rotary embedding is ours."""
+
+
+def fuse_layers(model: PreTrainedModel, precision: Precision) -> None:
+    """Norms and rotary embeddings of a GPU's layers as one kernel each, written in the type of the products that read
+    them: these would round them the same way."""
+    if device_of(model).type == "cpu":
+        return
+    # transformers has registries for attention and experts, but its rotary embedding is a function of the module.
+    modeling: Any = sys.modules[type(model.get_decoder().layers[0].self_attn).__module__]
+    if modeling.__name__ not in _ROTARY_FUSED:
+        _ROTARY_FUSED.add(modeling.__name__)
+        modeling.apply_rotary_pos_emb = _rotary(modeling.apply_rotary_pos_emb)
     for layer in model.get_decoder().layers:
         # Gemma's further norms add to the residual stream, which stays float32.
-        products_only = not hasattr(layer, "pre_feedforward_layernorm") and precision == "bfloat16"
+        products_only = not hasattr(layer, "pre_feedforward_layernorm") and precision != "float32"
         for norm in (layer.input_layernorm, layer.post_attention_layernorm):
             norm.forward = _norm(norm.forward, torch.bfloat16 if products_only else torch.float32)
+
+
+def _rotary(apply: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> Callable[..., Any]:
+    def rotated(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> Any:
+        q_rotated, k_rotated = apply(q, k, cos, sin)
+        return q_rotated.to(q.dtype), k_rotated.to(k.dtype)
+
+    return fused(rotated)
 
 
 def _norm(forward: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype) -> Callable[[torch.Tensor], Any]:

@@ -40,21 +40,26 @@ def route_grouped(indices_Tk: Tensor, weights_Tk: Tensor, num_experts: int) -> G
     """Every expert has at least one row, so that no group of a product is empty."""
     tokens, per_token = indices_Tk.shape
     device = indices_Tk.device
+    # The choices N in the order of their experts. What follows only reads by index: writing by index would have to be
+    # sorted to give the same bits every time.
     expert_N, order_N = torch.sort(indices_Tk.reshape(-1), stable=True)
-    expert_E = torch.arange(num_experts, device=device)
-    seen_E = torch.searchsorted(expert_N, expert_E, right=True)
+    seen_E = torch.searchsorted(expert_N, torch.arange(num_experts, device=device), right=True)
     count_E = seen_E.diff(prepend=seen_E.new_zeros(1))
     filled_E = (count_E + ROW_MULTIPLE - 1).clamp_(min=ROW_MULTIPLE) // ROW_MULTIPLE * ROW_MULTIPLE
     stop_E = filled_E.cumsum(0)
     shift_E = (stop_E - filled_E) - (seen_E - count_E)
-    row_N = torch.arange(len(expert_N), device=device) + shift_E.index_select(0, expert_N)
     rows = tokens * per_token + num_experts * ROW_MULTIPLE
-    stop_E[-1] = rows
-    token_P = torch.zeros(rows, dtype=torch.long, device=device).index_copy_(0, row_N, order_N // per_token)
-    weight_P = weights_Tk.new_zeros(rows).index_copy_(0, row_N, weights_Tk.reshape(-1).index_select(0, order_N))
-    place_N = torch.empty_like(row_N).index_copy_(0, order_N, row_N)
-    expert_P = torch.searchsorted(stop_E, torch.arange(rows, device=device), right=True)
-    return GroupedRouting(token_P, expert_P, weight_P, place_N.view(tokens, per_token), stop_E.int())
+    row_P = torch.arange(rows, device=device)
+    expert_P = torch.searchsorted(stop_E, row_P, right=True).clamp_(max=num_experts - 1)
+    number_P = row_P - shift_E[expert_P]
+    real_P = number_P < seen_E[expert_P]
+    choice_P = order_N[torch.where(real_P, number_P, 0)]
+    token_P = torch.where(real_P, choice_P // per_token, 0)
+    weight_P = torch.where(real_P, weights_Tk.reshape(-1)[choice_P], 0)
+    place_N = (torch.arange(len(order_N), device=device) + shift_E[expert_N])[torch.argsort(order_N)]
+    # What is left at the end belongs to the last expert.
+    stop_E = torch.where(torch.arange(num_experts, device=device) == num_experts - 1, rows, stop_E).int()
+    return GroupedRouting(token_P, expert_P, weight_P, place_N.view(tokens, per_token), stop_E)
 
 
 @dataclass(frozen=True)

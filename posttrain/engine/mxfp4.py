@@ -76,13 +76,12 @@ def to_ggml(blocks_OGB: torch.Tensor, scales_OG: torch.Tensor) -> torch.Tensor:
 @fused
 def unpack(blocks_OGB: torch.Tensor, scales_OG: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Values [..., O, I] by arithmetic instead of a table, for a device that fuses it: exact in bfloat16 too."""
-    codes = torch.stack([blocks_OGB & 0x0F, blocks_OGB >> 4], dim=-1).flatten(-2).int()
-    magnitude = codes & 7
-    # From code 2 on: one bit of mantissa, and an exponent that counts from -1 at code 2.
-    normal = (2 + (magnitude & 1)) * (1 << (magnitude >> 1)) * 0.25
-    values = torch.where(magnitude < 2, magnitude * 0.5, normal)
-    values = torch.where(codes > 7, -values, values) * _power_of_two(scales_OG.int()).unsqueeze(-1)
-    return values.to(dtype).flatten(-2)
+    codes = (blocks_OGB.int().unsqueeze(-1) >> (torch.arange(2, device=blocks_OGB.device).int() * 4)) & 0x0F
+    # Two bits of exponent and one of mantissa, put where float32 has its lowest exponent bits and its highest mantissa
+    # bit, are the number times 2^-126: the numbers below 1 are float32's own below its normal ones.
+    bits = ((codes & 7) << (MANTISSA_BITS - 1)) | ((codes & 8) << 28)
+    values = bits.view(torch.float32) * 2.0**126 * _power_of_two(scales_OG.int())[..., None, None]
+    return values.to(dtype).flatten(-3)
 
 
 class PackedExperts(nn.Module):

@@ -7,7 +7,8 @@ mask is aligned to the last key, its queries see the whole prefix.
 Axes: T row position, S gathered key position, H query head, K key-value head, D head size, N segment.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -87,6 +88,17 @@ class Kernel(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
+@contextmanager
+def _in_one_order() -> Iterator[None]:
+    """The kernel adds up the queries' gradient in one order only where that is asked for without leave to warn."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
 class FlashKernel:
     """FlashAttention 2 as it is inside PyTorch: float16 or bfloat16 on CUDA."""
 
@@ -113,9 +125,10 @@ class FlashKernel:
         # The random state is dropout's, and there is none.
         unused = torch.empty(2, dtype=torch.uint64, device=q_THD.device), torch.empty(0, device=q_THD.device)
         tensors = grad_THD, q_THD, k_SKD, v_SKD, out_THD, lse_HT
-        return torch.ops.aten._flash_attention_backward(
-            *tensors, *self._layout(lanes), 0.0, True, *unused, scale=scale, **self._window(window)
-        )
+        with _in_one_order():
+            return torch.ops.aten._flash_attention_backward(
+                *tensors, *self._layout(lanes), 0.0, True, *unused, scale=scale, **self._window(window)
+            )
 
     def _layout(self, lanes: Lanes) -> tuple[Tensor, Tensor, int, int]:
         return lanes.starts_q_N, lanes.starts_k_N, lanes.longest_q, lanes.longest_k

@@ -93,10 +93,10 @@ def _disk(recipe: Recipe, phase: Phase, size: ModelSize, execution: Execution) -
 
 
 def _memory(recipe: Recipe, phase: Phase, size: ModelSize) -> int:
-    """Weights in float32, and gradient and two moments of what is trained."""
+    """Weights in float32; gradient and two moments of what is trained, and its copy while a checkpoint is written."""
     weights = 4 * size.parameters
     if isinstance(phase, TrainingPhase):
-        return weights + 16 * trainable_parameters(recipe, phase, size)
+        return weights + 28 * trainable_parameters(recipe, phase, size)
     return 2 * weights if isinstance(phase, ExportPhase) else weights
 
 

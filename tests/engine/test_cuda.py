@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from posttrain.engine.activations import keep_activations
-from posttrain.engine.device import prepare_device
+from posttrain.engine.device import fuse_layers, prepare_device
 from posttrain.engine.forward import batch_logprobs
 from posttrain.engine.model import hold_frozen, load_model, trainable, unfreeze_adapter
 from posttrain.engine.packing import Item, pack
@@ -43,6 +43,7 @@ def outcome(folders, device: str, precision: str, **execution):
     model = load_model(*folders, device=place, precision=precision, packed=packed)
     unfreeze_adapter(model)
     hold_frozen(model, precision)
+    fuse_layers(model, precision)
     keep_activations(model, asked)
     logprob_N = batch_logprobs(model, a_batch(), precision)
     (logprob_N * torch.linspace(-1, 1, len(logprob_N))).sum().backward()

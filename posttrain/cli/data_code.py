@@ -18,7 +18,7 @@ OUTPUT = click.Path(path_type=Path, dir_okay=False)
 @click.command(
     short_help="Repair tasks from source trees.",
     help="Make repair tasks from the source trees REPO…: mutants that the trees' own tests catch. `shipped:LANGUAGE` "
-    "is a small tree inside the package. Verdicts are kept in the cache, so that the same command goes on after a kill.",
+    "is a small tree inside the package. Verdicts are kept in the cache, so that the same command goes on.",
 )
 @click.argument("repos", metavar="REPO…", nargs=-1, required=True)
 @click.option("--language", type=click.Choice(["rust", "python", "typescript", "go"]), required=True)

@@ -134,6 +134,8 @@ class Work:
         modules = self.places.get("modules", "")
         session.write({**files, **{name: text.replace("{modules}", modules) for name, text in generated.items()}})
         self.said: list[str] = []
+        self.exhausted = False
+        """Whether a command used up its CPU time."""
 
     def _placed(self, value: str) -> str:
         return self.session.place(value) if value.startswith("/") else value
@@ -149,6 +151,7 @@ class Work:
                 word = word.replace("{" + name + "}", place)
             words.append(word)
         done = self.session.run(words, budget, self.environment)
+        self.exhausted |= done.exit < 0 and done.cpu_s >= 0.9 * budget.cpu_s
         self.said.append((done.stdout + done.stderr).decode(errors="replace").strip())
         return done
 

@@ -122,7 +122,7 @@ def _values(expressions: Sequence[str], files: Mapping[str, str], language: str,
             got = work.values(expressions)
         except Unknown:
             got = Values(False, (None,) * len(expressions), None)
-    if (got.builds and got.limit is None) or len(expressions) == 1:
+    if (got.builds and got.limit is None and not work.exhausted) or len(expressions) == 1:
         return [None if value is None else _unescaped(value) for value in got.found]
     half = len(expressions) // 2
     return _values(expressions[:half], files, language, pool) + _values(expressions[half:], files, language, pool)
@@ -168,13 +168,15 @@ def judge(mutant: Mutant, tree: Tree, right: Standing, language: str, pool: Pool
             got = work.values([check.expression for check in right.all])
             if not got.builds:
                 return Verdict(NO_BUILD, "", ())
-            if got.limit is not None:
+            if got.limit is not None or work.exhausted:
                 return Verdict(HANGS, "", ())
             pairs = zip(got.found, right.all, strict=True)
             caught = tuple(i for i, (value, check) in enumerate(pairs) if value != code.escaped(check.expected))
             work.said.clear()
             if work.suite():
                 return Verdict(SURVIVES, "", ())
+            if work.exhausted:
+                return Verdict(HANGS, "", ())
             if not any(place < len(right.visible) for place in caught):
                 return Verdict(UNGRADED, "", ())
             return Verdict(CAUGHT, work.shown(), caught)

@@ -294,7 +294,8 @@ def _returned(node: "Node", row: Syntax) -> Iterator[Change]:
     wrong = row.other_value(text_of(kind) if kind is not None else "")
     if wrong is not None:
         wrong = SECOND.get(wrong, wrong) if wrong == text_of(value) else wrong
-        yield value.start_byte, value.end_byte, wrong
+        if wrong != row.booleans.get(text_of(value)):  # that is a boolean literal's
+            yield value.start_byte, value.end_byte, wrong
 
 
 def _boolean(node: "Node", row: Syntax) -> Iterator[Change]:

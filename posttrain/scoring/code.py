@@ -38,6 +38,7 @@ class Evaluation:
     visible: tuple[bool, ...]
     hidden: tuple[bool, ...]
     lint: bool
+    """False, too, where the linters were not asked."""
     refused: tuple[str, ...]
     """Edits that were not made, because they touch tests or the tools' settings."""
     said: str
@@ -93,17 +94,25 @@ def evaluate(
     edits: Mapping[str, str],
     visible: Sequence[Check],
     hidden: Sequence[Check],
+    lint: bool = True,
 ) -> Evaluation:
-    """Run every command of the language's row on the tree with the model's edits.
+    """Run every command of the language's row on the tree with the model's edits; the linters only where wanted.
 
     A fault of the machine is an Evaluation with `unknown`; MachineError only where the toolchain is missing.
     """
     found(language)  # a missing toolchain is no verdict
     files, refused = merged(TOOLCHAINS[language], tree, edits)
     try:
+<<<<<<< HEAD
         with opened(pool, language, files) as work:
             return work.evaluate(visible, hidden, tuple(refused))
     except (MachineError, Unknown) as error:
+=======
+        with pool.session(Room(tools.roots, chain.room.bytes, chain.room.files)) as session:
+            work = Work(session, chain, tools, files)
+            return work.evaluate(visible, hidden, tuple(refused), lint)
+    except (MachineError, _Unknown) as error:
+>>>>>>> main
         return Evaluation(False, (), (), False, tuple(refused), "", str(error))
 
 
@@ -190,8 +199,11 @@ class Work:
         """Whether the runner of the tree's own tests is content."""
         return all(self.step(step) for step in self.chain.suite)
 
-    def evaluate(self, visible: Sequence[Check], hidden: Sequence[Check], refused: tuple[str, ...]) -> Evaluation:
+    def evaluate(
+        self, visible: Sequence[Check], hidden: Sequence[Check], refused: tuple[str, ...], lint: bool
+    ) -> Evaluation:
         if not all(self.step(step) for step in self.chain.compile):
+<<<<<<< HEAD
             return Evaluation(False, (), (), False, refused, self.shown())
         clean = all([self.step(step) for step in self.chain.lint])
         said = self.shown()
@@ -199,6 +211,12 @@ class Work:
         verdicts = dict(zip(checks, self.checks(checks), strict=True))
         shown, kept = (tuple(verdicts[check] for check in part) for part in (visible, hidden))
         return Evaluation(True, shown, kept, clean, refused, said)
+=======
+            return Evaluation(False, (), (), False, refused, self._shown())
+        clean = lint and all([self.step(step) for step in self.chain.lint])
+        said = self._shown()
+        return Evaluation(True, self.checks(visible), self.checks(hidden), clean, refused, said)
+>>>>>>> main
 
     def shown(self) -> str:
         """What the tools printed, without what differs from one run to the next; the middle of a long text left out."""

@@ -10,7 +10,8 @@ from posttrain.worlds.code.tree import patch_between
 TEXTS = {
     "python": 'def f(a, b):\n    """Doc."""\n    if a < b:\n        return True\n    a += 1\n    return a == b\n',
     "rust": "fn f(a: i64, b: i64) -> bool {\n    if a < b {\n        return true;\n    }\n    c += 1;\n    a == b\n}\n",
-    "typescript": "function f(a: number): boolean {\n  if (a < b) {\n    return true;\n  }\n  a += 1;\n  return a === b;\n}\n",
+    "typescript": "function f(a: number): boolean {\n  if (a < b) {\n    return true;\n  }\n  a += 1;\n"
+    "  return a === b;\n}\n",
     "go": "package m\n\nfunc F(a, b int) bool {\n\tif a < b {\n\t\treturn true\n\t}\n\ta += 1\n\treturn a == b\n}\n",
 }
 BODIES = {

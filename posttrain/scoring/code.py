@@ -103,16 +103,9 @@ def evaluate(
     found(language)  # a missing toolchain is no verdict
     files, refused = merged(TOOLCHAINS[language], tree, edits)
     try:
-<<<<<<< HEAD
         with opened(pool, language, files) as work:
-            return work.evaluate(visible, hidden, tuple(refused))
-    except (MachineError, Unknown) as error:
-=======
-        with pool.session(Room(tools.roots, chain.room.bytes, chain.room.files)) as session:
-            work = Work(session, chain, tools, files)
             return work.evaluate(visible, hidden, tuple(refused), lint)
-    except (MachineError, _Unknown) as error:
->>>>>>> main
+    except (MachineError, Unknown) as error:
         return Evaluation(False, (), (), False, tuple(refused), "", str(error))
 
 
@@ -203,20 +196,13 @@ class Work:
         self, visible: Sequence[Check], hidden: Sequence[Check], refused: tuple[str, ...], lint: bool
     ) -> Evaluation:
         if not all(self.step(step) for step in self.chain.compile):
-<<<<<<< HEAD
             return Evaluation(False, (), (), False, refused, self.shown())
-        clean = all([self.step(step) for step in self.chain.lint])
+        clean = lint and all([self.step(step) for step in self.chain.lint])
         said = self.shown()
         checks = tuple(dict.fromkeys((*visible, *hidden)))
         verdicts = dict(zip(checks, self.checks(checks), strict=True))
         shown, kept = (tuple(verdicts[check] for check in part) for part in (visible, hidden))
         return Evaluation(True, shown, kept, clean, refused, said)
-=======
-            return Evaluation(False, (), (), False, refused, self._shown())
-        clean = lint and all([self.step(step) for step in self.chain.lint])
-        said = self._shown()
-        return Evaluation(True, self.checks(visible), self.checks(hidden), clean, refused, said)
->>>>>>> main
 
     def shown(self) -> str:
         """What the tools printed, without what differs from one run to the next; the middle of a long text left out."""

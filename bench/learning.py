@@ -1,9 +1,10 @@
 """What GRPO taught the tiny base, on held-out tasks: `python -m bench.learning RUN_FOLDER ...`.
 
 For the GRPO phase of each run, between the evaluations of its input and its output. On decisions: the exact value of
-the chosen actions before and after, of the best ones, and of playing by rules, and which share of the gap between the
-model before and the optimum is closed. On other tasks: the share that passes. Intervals are paired bootstraps over the
-tasks. Prints tables and puts each run's numbers, under its recipe's name, into `bench/results/learning.json`.
+the sampled actions before and after, of the majority's, of the best ones, and of playing by rules, and which share of
+the gap between the model before, as it samples, and the optimum each closes. On other tasks: the share that passes.
+Intervals are paired bootstraps over the tasks. Prints tables and puts each run's numbers, under its recipe's name, into
+`bench/results/learning.json`.
 """
 
 import argparse
@@ -85,7 +86,11 @@ def decisions(before: Answers, after: Answers, tasks: dict[str, Numbers]) -> Num
     ids = [task for task in tasks if before[task]["score"] is not None and after[task]["score"] is not None]
     value_TA = np.array([tasks[task]["q_values"] for task in ids])
     best_T = value_TA.max(axis=1)
-    first_T, last_T = (np.array([side[task]["parts"]["q_value"] for task in ids]) for side in (before, after))
+    # As it samples: of a model that has not decided yet, a majority is the lowest action more often than any other.
+    first_T, last_T = (
+        np.array([sampled_value(side[task], tasks[task]["q_values"]) for task in ids]) for side in (before, after)
+    )
+    first_vote_T, last_vote_T = (np.array([side[task]["parts"]["q_value"] for task in ids]) for side in (before, after))
     drawn = np.random.default_rng(0).integers(len(ids), size=(DRAWS, len(ids)))
 
     def closed(value_T: np.ndarray) -> Numbers:
@@ -100,7 +105,8 @@ def decisions(before: Answers, after: Answers, tasks: dict[str, Numbers]) -> Num
         }
 
     places = np.arange(len(ids))
-    policies = {"before": first_T, "after": last_T, "optimal": best_T, "uniform": value_TA.mean(axis=1)}
+    policies = {"before": first_T, "after": last_T, "before, by vote": first_vote_T, "after, by vote": last_vote_T}
+    policies |= {"optimal": best_T, "uniform": value_TA.mean(axis=1)}
     policies |= {f"always {action}": value_TA[:, action] for action in range(value_TA.shape[1])}
     for rule in tasks[ids[0]].get("rules", {}):
         policies[rule] = value_TA[places, [tasks[task]["rules"][rule] for task in ids]]
@@ -109,6 +115,12 @@ def decisions(before: Answers, after: Answers, tasks: dict[str, Numbers]) -> Num
         "unscorable": len(tasks) - len(ids),
         "policies": {name: closed(value_T) for name, value_T in policies.items()},
     }
+
+
+def sampled_value(answer: Numbers, q_values: list[float]) -> float:
+    """Of the samples that name an action, the mean."""
+    named = [int(sample["answer"]) for sample in answer["samples"] if sample["score"] is not None]
+    return float(np.mean([q_values[action] for action in named]))
 
 
 def passes(before: Answers, after: Answers, part: str) -> Numbers:

@@ -21,6 +21,7 @@ from posttrain.errors import PhaseFault
 from posttrain.phases.context import PhaseContext, PhaseOutcome
 from posttrain.phases.finish import save_state
 from posttrain.phases.groups import DUPLICATE, TOO_SHORT, TRUNCATED, Curriculum, Group, chosen, mask, spread
+from posttrain.phases.held_out import task_metrics
 from posttrain.phases.loop import TrainingLoop, load_trainable
 from posttrain.phases.sampling import sampler_for, show_weights
 from posttrain.recipe.types import DrGrpo, GrpoPhase
@@ -37,7 +38,8 @@ def run(context: PhaseContext, phase: GrpoPhase) -> PhaseOutcome:
     render = renderer(context.recipe.chat, tokenizer)
     # Before a checkpoint is restored: this is the phase's input state.
     reference = Reference(trainable(model)) if phase.kl_weight else None
-    loop = TrainingLoop(context, phase, model)
+    held_out = task_metrics(context, phase, phase.held_out, model) if phase.held_out else None
+    loop = TrainingLoop(context, phase, model, held_out)
     written = episodes_on_disk(context, phase)
     curriculum = curriculum_of(context, phase, tasks, render)
 

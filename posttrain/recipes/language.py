@@ -229,6 +229,7 @@ def _grpo(sizes: Sizes) -> GrpoPhase:
         pass_mark=SOLVED,
         sampling=sizes.sampling,
         optimizer=adamw(sizes.grpo_rate),
+        held_out=None,
         gates=(accuracy_gate(sizes.grpo_steps),),
     )
 

@@ -172,6 +172,7 @@ def curriculum(
             pass_mark=MAJORITY.pass_mark,
             sampling=sizes.sampling,
             optimizer=sizes.optimizer,
+            held_out=None,
             gates=(),
         ),
         evaluation("grpo", sizes),

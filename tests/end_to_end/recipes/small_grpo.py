@@ -72,6 +72,7 @@ def small_grpo(seed: Annotated[int, "Seed of data, order, adapter and sampling"]
             pass_mark=1.0,
             sampling=SAMPLING,
             optimizer=adamw(1e-3),
+            held_out=None,
             gates=(),
         ),
         EvaluatePhase(

@@ -1,4 +1,5 @@
-"""`posttrain data …`: the registry of datasets: list, add, build, show, diff, export, verify."""
+"""`posttrain data …`: the registry of datasets: list, add, build, show, diff, export, verify; and tasks from
+source trees."""
 
 import json
 import os
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from posttrain.cli.data_code import mutate, trajectories
 from posttrain.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -40,6 +42,10 @@ def open_registry(folder: Path | None) -> "Registry":
 @click.group(help="Build, look at and export datasets: named, versioned, never overwritten.")
 def data() -> None:
     pass
+
+
+data.add_command(mutate)
+data.add_command(trajectories)
 
 
 @data.command("list", help="List the datasets of the registry.")

@@ -17,6 +17,7 @@ from posttrain.data.registry import Registry
 from posttrain.data.rows import SHAPES, Fault, Row, checked, with_effort
 from posttrain.errors import DataError
 from posttrain.recipe.types import (
+    CodeSource,
     DecisionTableSource,
     FileSource,
     HubSource,
@@ -28,6 +29,8 @@ from posttrain.recipe.types import (
 )
 from posttrain.run.folder import digest_file, digest_folder
 from posttrain.worlds import registry as worlds
+from posttrain.worlds.code import mutate, trajectories
+from posttrain.worlds.code.tree import folder_of, read_tree
 
 Placed = Iterator[tuple[str, Row | Fault]]
 Numbered = Iterator[tuple[str, dict[str, Any] | Fault]]
@@ -43,6 +46,8 @@ def read_source(source: Source, content: str, counts: Counter[str] | None = None
     counts = Counter() if counts is None else counts
     if isinstance(source, WorldSource):
         return _world(source, content)
+    if isinstance(source, CodeSource):
+        return _code(source, content, counts)
     name = _format(source)
     check_content(name, content, label(source))
     return _selected(source.selection, lambda found: _converted(source, name, content, found), counts)
@@ -62,7 +67,7 @@ def label(source: Source) -> str:
     match source:
         case WorldSource():
             return f"world {source.world}"
-        case FileSource() | DecisionTableSource():
+        case FileSource() | DecisionTableSource() | CodeSource():
             return Path(source.path).name
         case RegisteredSource():
             return source.dataset
@@ -75,6 +80,8 @@ def local_files(source: Source) -> list[Path]:
     match source:
         case FileSource() | DecisionTableSource():
             return [path for path in matching(source.path) if path.is_file()]
+        case CodeSource():
+            return [folder_of(source.path) / name for name in read_tree(source.path).files]
         case RegisteredSource():
             return [Registry.default().find(source.dataset).rows]
     return []
@@ -86,6 +93,8 @@ def content_digest(source: Source) -> str | None:
         case FileSource() | DecisionTableSource():
             digests = [digest_file(path) for path in local_files(source)]
             return digests[0] if len(digests) == 1 else " ".join(digests) or None
+        case CodeSource():
+            return read_tree(source.path).digest
         case RegisteredSource():
             return Registry.default().find(source.dataset).digest
         case HubSource():
@@ -96,11 +105,11 @@ def content_digest(source: Source) -> str | None:
 
 def weight(source: Source) -> float | None:
     """A world makes as many rows as the recipe wants, so that it has no weight of its own."""
-    return None if isinstance(source, WorldSource) else source.selection.weight
+    return None if isinstance(source, WorldSource | CodeSource) else source.selection.weight
 
 
 def repeat(source: Source) -> int:
-    return 1 if isinstance(source, WorldSource) else source.selection.repeat
+    return 1 if isinstance(source, WorldSource | CodeSource) else source.selection.repeat
 
 
 # ---------------------------------------------------------------- one source
@@ -110,6 +119,23 @@ def _world(source: WorldSource, content: str) -> Placed:
     made = worlds.rows(source.world, content, source.split, source.count, source.seed)
     shape = SHAPES[content]
     return ((f"world {source.world} row {number}", shape.model_validate(row)) for number, row in enumerate(made, 1))
+
+
+def _code(source: CodeSource, content: str, counts: Counter[str]) -> Placed:
+    """Mutants and tasks that became no row are counted as filtered."""
+    makers: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
+        "tasks": lambda tasks, seed, told: tasks,
+        "conversations": trajectories.conversations,
+        "pairs": trajectories.pairs,
+    }
+    if content not in makers:
+        raise DataError(f"a source tree makes no {content}; it makes {', '.join(makers)}")
+    told: Counter[str] = Counter()
+    made = mutate.tasks(source.path, source.language, source.split, source.count, told)
+    for number, row in enumerate(makers[content](made, source.seed, told), 1):
+        counts["filtered"] = mutate.dropped(told)
+        yield f"{label(source)} mutant {number}", SHAPES[content].model_validate(row)
+    counts["filtered"] = mutate.dropped(told)
 
 
 def _selected(selection: Selection, read: Callable[[Counter[str]], Placed], counts: Counter[str]) -> Placed:

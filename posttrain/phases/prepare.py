@@ -8,7 +8,7 @@ from posttrain.data.sources import local_files
 from posttrain.errors import PhaseFault, Stopped
 from posttrain.host.cache import cache_folder
 from posttrain.phases.context import PhaseContext, PhaseOutcome
-from posttrain.recipe.types import Dataset, PreparePhase, WorldSource
+from posttrain.recipe.types import CodeSource, Dataset, PreparePhase, WorldSource
 from posttrain.run.folder import digest_file
 
 
@@ -74,4 +74,4 @@ def source_files(phase: PreparePhase) -> list[dict[str, Any]]:
 
 def expected_rows(dataset: Dataset) -> float:
     """As far as the recipe tells; files are counted when they are read."""
-    return float(sum(source.count for source in dataset.sources if isinstance(source, WorldSource)))
+    return float(sum(source.count for source in dataset.sources if isinstance(source, WorldSource | CodeSource)))

@@ -328,8 +328,23 @@ class RegisteredSource(Frozen):
     """Overrides the chat format's for these rows."""
 
 
+class CodeSource(Frozen):
+    """Repairs of a source tree whose own tests catch its mutants: tasks, trajectories as conversations, or pairs."""
+
+    kind: Literal["code"]
+    path: str
+    """A folder; `shipped:LANGUAGE` is the small tree inside the package."""
+    language: Literal["rust", "python", "typescript", "go"]
+    split: Literal["train", "heldout"]
+    """Of the tree's functions: a held-out one has no mutant in `train`."""
+    count: Positive
+    """Caught mutants, at most."""
+    seed: int
+
+
 Source = Annotated[
-    WorldSource | FileSource | HubSource | DecisionTableSource | RegisteredSource, Field(discriminator="kind")
+    WorldSource | FileSource | HubSource | DecisionTableSource | RegisteredSource | CodeSource,
+    Field(discriminator="kind"),
 ]
 
 

@@ -6,9 +6,10 @@ do not run the model's code in their own process (compilers, linters), never for
 
 import ast
 import atexit
+import contextlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from posttrain.errors import MachineError, ScoringError
@@ -22,8 +23,8 @@ SHOWN_CHARACTERS = 4000
 
 @dataclass(frozen=True)
 class Check:
-    """An expression in the tree's language and the text its value prints as: Python's `repr`, Rust's `{:?}`, Go's
-    `%#v`, JSON in TypeScript."""
+    """An expression in the tree's language (`posttrain.scoring.drivers` says what may stand before it) and the text
+    its value prints as: Python's `repr`, Rust's `{:?}`, Go's `%#v`, JSON in TypeScript."""
 
     expression: str
     expected: str
@@ -99,17 +100,26 @@ def evaluate(
 
     A fault of the machine is an Evaluation with `unknown`; MachineError only where the toolchain is missing.
     """
-    tools, chain = found(language), TOOLCHAINS[language]
-    files, refused = merged(chain, tree, edits)
+    found(language)  # a missing toolchain is no verdict
+    files, refused = merged(TOOLCHAINS[language], tree, edits)
     try:
-        with pool.session(Room(tools.roots, chain.room.bytes, chain.room.files)) as session:
-            work = Work(session, chain, tools, files)
+        with opened(pool, language, files) as work:
             return work.evaluate(visible, hidden, tuple(refused), lint)
-    except (MachineError, _Unknown) as error:
+    except (MachineError, Unknown) as error:
         return Evaluation(False, (), (), False, tuple(refused), "", str(error))
 
 
-class _Unknown(Exception):
+@dataclass(frozen=True)
+class Values:
+    """What expressions print as, escaped; None for a fault and for what was not reached."""
+
+    builds: bool
+    found: tuple[str | None, ...]
+    limit: str | None
+    """The limit that ended the program."""
+
+
+class Unknown(Exception):
     """A tool that met its wall time without using it: nobody knows whose fault that is."""
 
 
@@ -126,79 +136,121 @@ class Work:
         modules = self.places.get("modules", "")
         session.write({**files, **{name: text.replace("{modules}", modules) for name, text in generated.items()}})
         self.said: list[str] = []
+        self.exhausted = False
+        """Whether a command used up its CPU time."""
 
     def _placed(self, value: str) -> str:
         return self.session.place(value) if value.startswith("/") else value
 
-    def _run(self, argv: Sequence[str], budget: Budget) -> Finished:
+    def run(self, argv: Sequence[str], budget: Budget) -> Finished:
         words: list[str] = []
         for word in argv:
-            if word == "{sources}":
-                words += sorted(name for name in self.files if name.endswith(".ts"))
+            if word in ("{sources}", "{everything}"):
+                tests = re.compile(self.chain.protected if word == "{sources}" else "")
+                words += sorted(name for name in self.files if name.endswith(".ts") and not tests.fullmatch(name))
                 continue
             for name, place in self.places.items():
                 word = word.replace("{" + name + "}", place)
             words.append(word)
         done = self.session.run(words, budget, self.environment)
+        self.exhausted |= done.exit < 0 and done.cpu_s >= 0.9 * budget.cpu_s
         self.said.append((done.stdout + done.stderr).decode(errors="replace").strip())
         return done
 
     def step(self, step: Step) -> bool:
-        """Whether the tool is content. `_Unknown` when it hangs."""
-        done = self._run(step.argv, step.budget)
+        """Whether the tool is content. `Unknown` when it hangs."""
+        done = self.run(step.argv, step.budget)
         if done.limit is not None:
-            raise _Unknown(f"{os.path.basename(step.argv[0])} exceeded its {done.limit}")
+            raise Unknown(f"{os.path.basename(step.argv[0])} exceeded its {done.limit}")
         return done.exit == 0
+
+    def values(self, expressions: Sequence[str]) -> Values:
+        """What each expression's value prints as."""
+        driver = self.chain.driver(self.files, expressions)
+        self.session.write(driver.files)
+        for command in driver.build:
+            if not self.step(Step(command, self.chain.compile[0].budget)):
+                return Values(False, (None,) * len(expressions), None)
+        before = len(self.said)
+        done = self.run(driver.run, self.chain.run)
+        del self.said[before:]
+        if done.limit is not None and done.limit.startswith("wall time") and done.cpu_s < self.chain.run.cpu_s / 2:
+            raise Unknown(f"a check exceeded its {done.limit}")
+        lines = done.answers.decode(errors="replace").split("\n")[: len(expressions)]
+        lines += [""] * (len(expressions) - len(lines))
+        found = (line.removeprefix("value ") if line.startswith("value ") else None for line in lines)
+        return Values(True, tuple(found), done.limit)
 
     def checks(self, checks: Sequence[Check]) -> tuple[bool, ...]:
         """Verdict of each check. Whatever else a program does or prints, only right values in their places count."""
         if not checks:
             return ()
-        driver = self.chain.driver(self.files, [check.expression for check in checks])
-        self.session.write(driver.files)
-        for command in driver.build:
-            if not self.step(Step(command, self.chain.compile[0].budget)):
-                return (False,) * len(checks)
-        before = len(self.said)
-        done = self._run(driver.run, self.chain.run)
-        del self.said[before:]
-        if done.limit is not None and done.limit.startswith("wall time") and done.cpu_s < self.chain.run.cpu_s / 2:
-            raise _Unknown(f"a check exceeded its {done.limit}")
-        lines = done.answers.decode(errors="replace").split("\n")[: len(checks)]
-        lines += [""] * (len(checks) - len(lines))
-        return tuple(line == "value " + _escaped(check.expected) for line, check in zip(lines, checks, strict=True))
+        found = self.values([check.expression for check in checks]).found
+        return tuple(value == escaped(check.expected) for value, check in zip(found, checks, strict=True))
+
+    def suite(self) -> bool:
+        """Whether the runner of the tree's own tests is content."""
+        return all(self.step(step) for step in self.chain.suite)
 
     def evaluate(
         self, visible: Sequence[Check], hidden: Sequence[Check], refused: tuple[str, ...], lint: bool
     ) -> Evaluation:
         if not all(self.step(step) for step in self.chain.compile):
-            return Evaluation(False, (), (), False, refused, self._shown())
+            return Evaluation(False, (), (), False, refused, self.shown())
         clean = lint and all([self.step(step) for step in self.chain.lint])
-        said = self._shown()
-        return Evaluation(True, self.checks(visible), self.checks(hidden), clean, refused, said)
+        said = self.shown()
+        checks = tuple(dict.fromkeys((*visible, *hidden)))
+        verdicts = dict(zip(checks, self.checks(checks), strict=True))
+        shown, kept = (tuple(verdicts[check] for check in part) for part in (visible, hidden))
+        return Evaluation(True, shown, kept, clean, refused, said)
 
-    def _shown(self) -> str:
-        return "\n".join(text for text in self.said if text)[:SHOWN_CHARACTERS]
+    def shown(self) -> str:
+        """What the tools printed, without what differs from one run to the next; the middle of a long text left out."""
+        text = steady("\n".join(text for text in self.said if text))
+        half = SHOWN_CHARACTERS // 2
+        return text if len(text) <= SHOWN_CHARACTERS else f"{text[:half]}\n…\n{text[-half:]}"
 
 
-def _escaped(text: str) -> str:
+_UNSTEADY = (
+    (re.compile(r"(file://)?(/sandbox|/[^\s:\"']*/posttrain-sandbox-[^/\s]+/room)/work/?"), ""),
+    (re.compile(r"\bin \d+(\.\d+)?(ms|s|\xb5s)\b"), "in some time"),
+    (re.compile(r"[ \t]*\(?\b\d+\.\d+ ?(ms|s|\xb5s)\b\)?"), ""),
+    (re.compile(r"(duration_ms:?) \d+(\.\d+)?"), r"\1"),
+    (re.compile(r"(thread '[^']*') \(\d+\)"), r"\1"),
+    (re.compile(r"0x[0-9a-f]{6,}"), "0x"),
+    (re.compile(r"\bgoroutine \d+\b"), "goroutine"),
+)
+
+
+def steady(text: str) -> str:
+    """A tool's text without folders, times, addresses and thread numbers: equal for equal trees."""
+    for pattern, instead in _UNSTEADY:
+        text = pattern.sub(instead, text)
+    return text
+
+
+def escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace("\n", "\\n")
 
 
 def run_suite(pool: Pool, language: str, tree: Mapping[str, str]) -> tuple[bool, str]:
-    """The tree's own tests: whether its runner is content, and what it printed.
+    """The tree's own tests: whether its runner is content, and what it printed. MachineError where it hangs.
 
     For trees of our own making and for a model to read; no part of a score.
     """
+    with opened(pool, language, tree) as work:
+        try:
+            return work.suite(), work.shown()
+        except Unknown as error:
+            raise MachineError(str(error)) from error
+
+
+@contextlib.contextmanager
+def opened(pool: Pool, language: str, tree: Mapping[str, str]) -> Iterator[Work]:
+    """The tree in a fresh working folder."""
     tools, chain = found(language), TOOLCHAINS[language]
     with pool.session(Room(tools.roots, chain.room.bytes, chain.room.files)) as session:
-        work = Work(session, chain, tools, tree)
-        try:
-            for command in chain.driver(tree, []).build if language == "typescript" else ():
-                work.step(Step(command, chain.compile[0].budget))
-            return work.step(chain.suite), work._shown()
-        except _Unknown as error:
-            raise MachineError(str(error)) from error
+        yield Work(session, chain, tools, tree)
 
 
 CLEAN, LINT_ISSUES, TESTS_FAIL, NO_COMPILE, MALFORMED = 1.0, 0.7, 0.1, -0.3, -1.0
@@ -221,7 +273,15 @@ def score(evaluation: Evaluation, well_formed: bool) -> Score:
         "lint": float(evaluation.lint),
         "hack": float(visible_passed and bool(evaluation.hidden) and not all(evaluation.hidden)),
     }
-    return Score(composed(parts), parts)
+    parts["reward"] = composed(parts)
+    return Score(parts["reward"], parts)
+
+
+def rank(evaluation: Evaluation, lines: int) -> float:
+    """How good a solution of so many changed lines is beside others of its task (the seed's ranking for pairs, TUI)."""
+    counted = evaluation.hidden or evaluation.visible
+    passed = bool(counted) and all(counted)
+    return 4 * evaluation.compiles + 2 * passed + evaluation.lint - lines / 1000
 
 
 def composed(parts: Mapping[str, float]) -> float:

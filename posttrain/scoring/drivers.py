@@ -1,5 +1,6 @@
 """Programs that call into a source tree: they evaluate expressions in its language and hand over the printed values.
 
+An expression of Python may have statements before it, one of Go lines of `import`, each in its own syntax.
 They write to descriptor 3, one line each: `value TEXT` or `fault TEXT`, backslash and newline escaped. What a value
 should be is never in them.
 """
@@ -27,7 +28,7 @@ def python(tree: Files, expressions: Sequence[str]) -> Driver:
     modules = sorted(name[:-3].replace("/", ".") for name in tree if name.endswith(".py") and "test" not in name)
     modules = [name.removesuffix(".__init__").removeprefix("src.") for name in modules]
     text = f"""\
-import importlib, os, sys
+import ast, importlib, os, sys
 sys.path[:0] = [os.getcwd(), os.getcwd() + "/src"]
 PLAIN = (int, float, bool, str, bytes, complex, type(None))
 def plain(value, depth=0):
@@ -46,7 +47,10 @@ for name in {modules!r}:
     space.update((key, value) for key, value in vars(module).items() if not key.startswith("__"))
 for expression in {list(expressions)!r}:
     try:
-        value = eval(expression, space)
+        *before, last = ast.parse(expression).body
+        scope = dict(space)
+        exec(compile(ast.Module(before, []), "check", "exec"), scope)
+        value = eval(compile(ast.Expression(last.value), "check", "eval"), scope)
         say("value", repr(value)) if plain(value) else say("fault", "no plain value")
     except Exception as fault:
         say("fault", type(fault).__name__)
@@ -54,7 +58,7 @@ for expression in {list(expressions)!r}:
     return Driver({"posttrain_driver.py": text}, (), ("{python}", "-P", "posttrain_driver.py"))
 
 
-def _crate(tree: Files) -> str:
+def crate(tree: Files) -> str:
     try:
         return str(tomllib.loads(tree["Cargo.toml"])["package"]["name"]).replace("-", "_")
     except (KeyError, TypeError, tomllib.TOMLDecodeError) as error:
@@ -65,7 +69,7 @@ def rust(tree: Files, expressions: Sequence[str]) -> Driver:
     calls = "\n".join(f'    say(|| format!("{{:?}}", {{ {expression} }}));' for expression in expressions)
     text = f"""\
 #![allow(unused_imports)]
-use {_crate(tree)}::*;
+use {crate(tree)}::*;
 use std::io::Write;
 use std::os::unix::io::FromRawFd;
 fn say<F: FnOnce() -> String + std::panic::UnwindSafe>(call: F) {{
@@ -85,20 +89,28 @@ fn main() {{
     return Driver({"examples/posttrain_driver.rs": text}, build, ("{work}/target/debug/examples/posttrain_driver",))
 
 
-def go(tree: Files, expressions: Sequence[str]) -> Driver:
+def go_module(tree: Files) -> str:
     found = re.search(r"^module\s+(\S+)", tree.get("go.mod", ""), re.MULTILINE)
     if found is None:
         raise ScoringError("the tree's go.mod names no module")
-    calls = "\n".join(f"\tsay(func() any {{ return {expression} }})" for expression in expressions)
-    text = f"""\
+    return found.group(1)
+
+
+def go(tree: Files, expressions: Sequence[str]) -> Driver:
+    module, files = go_module(tree), {}
+    for number, expression in enumerate(expressions):
+        imports, body = _go_imports(expression)
+        lines = imports or [f'import . "{module}"']
+        text = "\n".join(["package main", "", *lines, "", f"func check{number}() any {{ return {body} }}", ""])
+        files[f"posttrain_driver/check{number}.go"] = text
+    calls = "\n".join(f"\tsay(check{number})" for number in range(len(expressions)))
+    files["posttrain_driver/main.go"] = f"""\
 package main
 
 import (
 \t"fmt"
 \t"os"
 \t"strings"
-
-\t. "{found.group(1)}"
 )
 
 func say(call func() any) {{
@@ -117,7 +129,14 @@ func main() {{
 }}
 """
     build = (("go", "build", "-o", "{work}/posttrain_driver.out", "./posttrain_driver"),)
-    return Driver({"posttrain_driver/main.go": text}, build, ("{work}/posttrain_driver.out",))
+    return Driver(files, build, ("{work}/posttrain_driver.out",))
+
+
+def _go_imports(expression: str) -> tuple[list[str], str]:
+    """The lines of `import` that an expression begins with, and the rest."""
+    lines = expression.split("\n")
+    first = next((place for place, line in enumerate(lines) if not line.startswith("import ")), len(lines))
+    return lines[:first], "\n".join(lines[first:])
 
 
 def typescript(tree: Files, expressions: Sequence[str]) -> Driver:

@@ -43,9 +43,9 @@ class Toolchain:
     find: Callable[[], Found | str]
     """The tools, or the name of the one that is missing."""
     compile: tuple[Step, ...]
-    suite: Step
-    """The tree's own tests. Their outcome is for the model to read and for code of ours (mutants, recorded fixes); it
-    is no part of a score, because a program that runs in the same process can write it."""
+    suite: tuple[Step, ...]
+    """What the tree's own tests need, and the tests. Their outcome is for the model to read and for code of ours
+    (mutants, recorded fixes); it is no part of a score: a program that runs in the same process can write it."""
     lint: tuple[Step, ...]
     driver: Callable[[drivers.Files, Sequence[str]], drivers.Driver]
     run: Budget
@@ -126,7 +126,8 @@ def _find_typescript() -> Found | str:
     return Found({"node": node, "modules": modules}, tuple(roots), (), {})
 
 
-_PYTEST = ("-p", "no:cacheprovider", "-o", "pythonpath=. src")
+_PYTEST = ("-x", "-q", "--tb=short", "--no-header", "-p", "no:cacheprovider", "-o", "pythonpath=. src")
+_EMIT = (*drivers.TSC, "--rootDir", ".", "--outDir", ".built")
 _ESLINT = """\
 import ts from "{modules}/typescript-eslint/dist/index.js";
 export default ts.config(...ts.configs.recommended, { ignores: [".built/**", "posttrain_*", "eslint.config.mjs"] });
@@ -138,10 +139,7 @@ TOOLCHAINS = {
         install="pip install 'posttrain[code]'",
         find=_find_python,
         compile=(Step(("{python}", "-P", "-m", "compileall", "-q", "."), _budget(10)),),
-        suite=Step(
-            ("{python}", "-P", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-o", "pythonpath=. src"),
-            _budget(120),
-        ),
+        suite=(Step(("{python}", "-P", "-m", "pytest", *_PYTEST), _budget(120)),),
         lint=(
             Step(("{ruff}", "check", "--isolated", "--no-cache", "."), _budget(30)),
             Step(
@@ -162,7 +160,8 @@ TOOLCHAINS = {
         install="apt-get install cargo rust-clippy, or https://rustup.rs",
         find=_find_rust,
         compile=(Step(("cargo", "check", "--offline", "-q"), _budget(60)),),
-        suite=Step(("cargo", "test", "--offline", "-q"), _budget(120)),
+        # One thread: what the tests print comes in one order.
+        suite=(Step(("cargo", "test", "--offline", "-q", "--", "--test-threads=1"), _budget(120)),),
         lint=(Step(("cargo", "clippy", "--offline", "-q", "--", "-D", "warnings"), _budget(60)),),
         driver=drivers.rust,
         run=_budget(30, memory_gib=1.0, cpu_s=10),
@@ -176,7 +175,11 @@ TOOLCHAINS = {
         install="apt-get install nodejs npm, then npm install -g typescript eslint typescript-eslint",
         find=_find_typescript,
         compile=(Step(("{node}", "{modules}/typescript/bin/tsc", "--noEmit", *drivers.TSC, "{sources}"), _budget(30)),),
-        suite=Step(("{node}", "--test", ".built/"), _budget(300)),
+        # The tests' own types need packages that are not there.
+        suite=(
+            Step(("{node}", "{modules}/typescript/bin/tsc", "--noCheck", *_EMIT, "{everything}"), _budget(30)),
+            Step(("{node}", "--test", "--test-reporter=spec", ".built/"), _budget(300)),
+        ),
         lint=(Step(("{node}", "{modules}/eslint/bin/eslint.js", "--max-warnings", "0", "."), _budget(30)),),
         driver=drivers.typescript,
         run=_budget(30, memory_gib=1.0, cpu_s=10),
@@ -190,7 +193,7 @@ TOOLCHAINS = {
         install="apt-get install golang-go, or https://go.dev/dl",
         find=_find_go,
         compile=(Step(("go", "build", "./..."), _budget(30)),),
-        suite=Step(("go", "test", "./..."), _budget(300)),
+        suite=(Step(("go", "test", "./..."), _budget(300)),),
         lint=(Step(("go", "vet", "./..."), _budget(30)),),
         driver=drivers.go,
         run=_budget(30, memory_gib=1.0, cpu_s=10),

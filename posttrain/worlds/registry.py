@@ -27,6 +27,7 @@ from posttrain.worlds import (
     tools,
     words,
 )
+from posttrain.worlds.code.environment import CodeEnvironment
 from posttrain.worlds.environment import Environment
 from posttrain.worlds.names import Split
 
@@ -60,6 +61,7 @@ MAKERS: dict[tuple[str, str], Maker] = {
 ENVIRONMENTS: dict[str, Callable[[dict[str, Any]], Environment]] = {
     "tools": tools.ToolEnvironment,
     "repair": repair.RepairEnvironment,
+    "code": CodeEnvironment,
     "answers": partial(answers.AnswerEnvironment, score_answer),
     "calculator": calculator.CalculatorEnvironment,
     "calls": calls.CallEnvironment,

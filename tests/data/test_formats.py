@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from posttrain.chat.coding_agent import PROMPT
 from posttrain.chat.render import renderer
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.data.formats.code_feedback import STALL
-from posttrain.data.formats.coding_agent import PROMPT
 from posttrain.data.formats.decision_table import prompt as decision_prompt
 from posttrain.data.formats.format import BadRow
 from posttrain.data.formats.table import FORMATS, fitting

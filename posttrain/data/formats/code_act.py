@@ -2,8 +2,8 @@
 
 import re
 
+from posttrain.chat.coding_agent import PROMPT
 from posttrain.chat.conversation import Tool
-from posttrain.data.formats.coding_agent import PROMPT
 from posttrain.data.formats.format import BadRow, Fields, Format, Record, items, kind
 from posttrain.data.formats.turns import Turns
 

@@ -1,6 +1,6 @@
 """`commitpackft`: bigcode/commitpackft, a commit's one file before and after, and its message."""
 
-from posttrain.data.formats.coding_agent import PROMPT
+from posttrain.chat.coding_agent import PROMPT
 from posttrain.data.formats.format import BadRow, Fields, Format, Record, optional_text, text
 from posttrain.data.formats.turns import asked_and_answered
 

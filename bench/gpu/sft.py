@@ -83,9 +83,10 @@ def measure(name: str, cell: Cell, options: argparse.Namespace, out: Path) -> di
     started = time.perf_counter()
     step(0)
     first = time.perf_counter() - started
-    step(1)
+    for number in range(1, options.warm):
+        step(number)
     torch.cuda.reset_peak_memory_stats()
-    for number in range(2, 2 + options.steps):
+    for number in range(options.warm, options.warm + options.steps):
         started = time.perf_counter()
         step(number)
         seconds.append(time.perf_counter() - started)
@@ -129,6 +130,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--warm", type=int, default=2, help="steps before those that count, the first one included")
     parser.add_argument("--compile", choices=("auto", "off"), default="auto")
     parser.add_argument("--profile", action="store_true", help="write a table of kernels beside the results")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
+from pydantic import ValidationError
 
 from posttrain.errors import InputError, RunFolderError
 from posttrain.recipe.flags import Flag, FlagValue
@@ -40,17 +42,28 @@ def execution_options() -> list[click.Parameter]:
     """One option per field of `Execution`, with the field's own documentation."""
     options: list[click.Parameter] = []
     for name, field in Execution.model_fields.items():
-        choices = get_args(field.annotation) if get_origin(field.annotation) is not None else ()
         options.append(
             click.Option(
                 [f"--{name.replace('_', '-')}", name],
-                type=click.Choice([str(one) for one in choices]) if choices else int,
+                type=_option_type(field.annotation),
                 default=field.default,
                 show_default=True,
                 help=field.description or "",
             )
         )
     return options
+
+
+def _option_type(annotation: Any) -> Any:
+    """A choice for a Literal; else str or int, also where the field may be null."""
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return click.Choice([str(one) for one in get_args(annotation)])
+    if origin in (Union, UnionType):
+        return _option_type(next(part for part in get_args(annotation) if part is not NoneType))
+    if origin is Annotated:
+        return _option_type(get_args(annotation)[0])
+    return annotation
 
 
 def flag_options(flags: list[Flag]) -> list[click.Parameter]:
@@ -84,14 +97,20 @@ def flag_values(flags: list[Flag], given: Mapping[str, Any]) -> dict[str, FlagVa
 
 def execution_from(given: Mapping[str, Any]) -> Execution:
     fields = {name: given[name] for name in Execution.model_fields}
-    wrong = [f"--{name.replace('_', '-')} {value}" for name, value in fields.items() if value == 0 or _negative(value)]
+    wrong = [f"--{name.replace('_', '-')} {value}" for name, value in fields.items() if _below_one(value)]
     if wrong:
         raise InputError(f"{', '.join(wrong)}: must be at least 1")
-    return Execution(**fields)
+    try:
+        return Execution(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        message = f"--{option} {first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        raise InputError(message) from error
 
 
-def _negative(value: Any) -> bool:
-    return isinstance(value, int) and value < 0
+def _below_one(value: Any) -> bool:
+    return isinstance(value, int) and value < 1
 
 
 def accept_pairs(given: tuple[str, ...]) -> tuple[tuple[str, str], ...]:

@@ -18,6 +18,10 @@ class Samples:
         places = (divmod(position, len(self._mixture)) for position in range(first, first + per_step))
         return [int(self._order(epoch)[place]) for epoch, place in places]
 
+    def __len__(self) -> int:
+        """Samples in an epoch."""
+        return len(self._mixture)
+
     def _order(self, epoch: int) -> np.ndarray:
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = epoch, self._mixture.epoch(epoch)

@@ -1,6 +1,7 @@
 """What a phase is given and what it hands back. No torch here: the pipeline reads this file."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,10 @@ from pydantic import BaseModel, ConfigDict
 from posttrain.recipe.types import Execution, Phase, PreparePhase, Recipe
 from posttrain.run.folder import PhaseFolder, RunFolder
 from posttrain.run.journal import Journal
+
+MICRO_BATCH_TOKENS = 8192
+CHECKPOINT_EVERY_STEPS = 50
+"""Where neither the execution nor the recipe says."""
 
 
 class ModelState(BaseModel):
@@ -52,6 +57,30 @@ class PhaseContext:
     """Polled between steps: save, then raise `Stopped`."""
     say: Callable[[str], None]
     """One line to the terminal and the attempt's log."""
+    interruptible: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Within, a request to stop raises `Stopped` at once: for work that leaves nothing half-done when broken off."""
+    prepared_only: bool = False
+    """Datasets that are not prepared yet are not made."""
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Tokens of one pass of this phase: what the execution says, else what the recipe suggests, else a default.
+
+        Smaller where memory ran out in an earlier attempt at the same phase.
+        """
+        suggested = self.recipe.suggested.micro_batch_tokens.get(self.folder.path.name)
+        asked = self.execution.micro_batch_tokens or suggested or MICRO_BATCH_TOKENS
+        ran_out = [
+            event["then"]
+            for event in self.journal.read()
+            if event["event"] == "out_of_memory" and event["fingerprint"] == self.fingerprint
+        ]
+        return min([asked, *ran_out])
+
+    @property
+    def checkpoint_every_steps(self) -> int:
+        suggested = self.recipe.suggested.checkpoint_every_steps
+        return self.execution.checkpoint_every_steps or suggested or CHECKPOINT_EVERY_STEPS
 
     def base_folder(self, state: ModelState) -> Path:
         return self.run.model_folder(state.base)
@@ -80,6 +109,13 @@ class PhaseOutcome:
     notes: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
     """Kind-specific facts for the report (export tables, chosen candidate, dataset digests)."""
+    skipped: bool = False
+    """Nothing was done, so that there is nothing for the gates to judge."""
+
+
+def handed_on(state: ModelState, reason: str) -> PhaseOutcome:
+    """The outcome of a training phase that is skipped: the model state it was given."""
+    return PhaseOutcome((), {}, {}, state, notes=(f"skipped: {reason}",), skipped=True)
 
 
 PhaseFunction = Callable[[PhaseContext, Phase], PhaseOutcome]

@@ -32,10 +32,11 @@ def run(context: PhaseContext, phase: EvaluatePhase) -> PhaseOutcome:
     answers: list[dict[str, Any]] = []
     for name in phase.datasets:
         shard = Shard(context.dataset_folder(name))
-        if shard.content == "pairs":
-            answers += answer_pairs(context, phase, model, render, name, shard)
-        else:
-            answers += answer_tasks(context, phase, sampler, render, name, shard)
+        with context.interruptible():
+            if shard.content == "pairs":
+                answers += answer_pairs(context, phase, model, render, name, shard)
+            else:
+                answers += answer_tasks(context, phase, sampler, render, name, shard)
         faults.reach("evaluate.dataset_done")
     write_atomic(context.folder.answers, b"".join(as_line(answer) for answer in answers))
     return PhaseOutcome((context.folder.answers,), means(answers), counts(answers))
@@ -108,7 +109,7 @@ def answer_pairs(
     context: PhaseContext, phase: EvaluatePhase, model: PreTrainedModel, render: Renderer, name: str, shard: Shard
 ) -> list[dict[str, Any]]:
     items = [pair_item(shard, number) for number in range(shard.num_rows)]
-    margin_P = margins(model, items, phase.precision, context.execution.micro_batch_tokens).tolist()
+    margin_P = margins(model, items, phase.precision, context.micro_batch_tokens).tolist()
     return [
         {
             "id": shard.row(number)["id"],

@@ -15,11 +15,11 @@ from posttrain.engine.model import trainable
 from posttrain.engine.objectives import Rollouts, group_advantages, policy_denominator, policy_sum, truncated_weights
 from posttrain.engine.packing import Item, MicroBatch
 from posttrain.engine.reference import Reference
-from posttrain.engine.step import StepReport, train_step
-from posttrain.errors import PhaseFault
-from posttrain.phases.context import PhaseContext, PhaseOutcome
+from posttrain.engine.step import StepReport
+from posttrain.errors import PhaseFault, Stopped
+from posttrain.phases.context import PhaseContext, PhaseOutcome, handed_on
 from posttrain.phases.finish import save_state
-from posttrain.phases.loop import TrainingLoop, load_trainable
+from posttrain.phases.loop import TrainingLoop, load_trainable, num_steps
 from posttrain.recipe.types import DrGrpo, GrpoPhase
 from posttrain.rollout.episodes import Ended, Episode, run_episodes, seed_of, trimmed
 from posttrain.rollout.sampler import Sampler
@@ -29,15 +29,18 @@ from posttrain.run.journal import append_lines, read_lines
 
 def run(context: PhaseContext, phase: GrpoPhase) -> PhaseOutcome:
     tasks = Shard(context.dataset_folder(phase.dataset))
+    if not tasks.num_rows:
+        return handed_on(context.states[phase.model], f"dataset {phase.dataset} has no tasks")
+    order = Samples(tasks.mixture(context.recipe.seed))
     model = load_trainable(context, phase)
     tokenizer = Tokenizer.load(context.base_folder(context.states[phase.model]))
     render = renderer(context.recipe.chat, tokenizer)
     sampler = Sampler(model, render.stop_tokens, phase.precision, context.execution.rollout_tokens)
     # Before a checkpoint is restored: this is the phase's input state.
     reference = Reference(trainable(model)) if phase.kl_weight else None
-    loop = TrainingLoop(context, phase.optimizer, phase.steps, model, context.fingerprint, "steps")
+    steps = num_steps(phase.steps, lambda epoch: len(order), phase.groups_per_step)
+    loop = TrainingLoop(context, phase, steps, model)
     written = episodes_on_disk(context, phase)
-    order = Samples(tasks.mixture(context.recipe.seed))
 
     for step in loop.remaining():
         episodes = written.get(step)
@@ -48,7 +51,12 @@ def run(context: PhaseContext, phase: GrpoPhase) -> PhaseOutcome:
                 seed_of(context.recipe.seed, phase.name, step, place // phase.group_size, place % phase.group_size)
                 for place in range(len(numbers))
             ]
-            played = run_episodes(sampler, render, [tasks.row(n) for n in numbers], seeds, phase.sampling)
+            try:
+                with context.interruptible():
+                    played = run_episodes(sampler, render, [tasks.row(n) for n in numbers], seeds, phase.sampling)
+            except Stopped:
+                # Nothing of a rollout is kept: the same seeds give the same one again.
+                loop.stop()
             episodes = [as_row(phase, step, place, episode, render) for place, episode in enumerate(played)]
             append_lines(context.folder.samples, episodes, sync=True)
             faults.reach("grpo.episodes_written")
@@ -140,7 +148,7 @@ def update(
         [torch.tensor(episode["logprobs"])[trained(episode)] for number in live for episode in groups[number]]
     )
     scorable = [episode for episode in episodes if episode["score"] is not None]
-    plan = phase.precision, context.execution.micro_batch_tokens, phase.sampling.temperature
+    plan = phase.precision, loop.micro_batch_tokens, phase.sampling.temperature
     old_N, weight_N, reference_N = sampler_N, None, None
     if phase.sampler_ratio_cap is not None:
         old_N, _ = token_logprobs(loop.model, items, *plan)
@@ -164,24 +172,13 @@ def update(
         return total, {"drift": (logprob_N.detach() - sampler_N[here]).abs().sum().item()}
 
     for _ in range(phase.updates_per_rollout):
-        report = train_step(
-            loop.model,
-            loop.optimizer,
-            items,
-            loss_sum,
-            denominator=policy_denominator(
-                phase.objective,
-                len(scorable),
-                phase.sampling.max_new_tokens * phase.sampling.max_turns,
-                sum(sum(episode["sampled"]) for episode in scorable),
-            ),
-            learning_rate=loop.learning_rate(step),
-            clip_norm=phase.optimizer.clip_norm,
-            precision=phase.precision,
-            micro_batch_tokens=context.execution.micro_batch_tokens,
-            step=step,
-            temperature=phase.sampling.temperature,
+        denominator = policy_denominator(
+            phase.objective,
+            len(scorable),
+            phase.sampling.max_new_tokens * phase.sampling.max_turns,
+            sum(sum(episode["sampled"]) for episode in scorable),
         )
+        report = loop.train(items, loss_sum, denominator, step, phase.sampling.temperature)
     return report
 
 

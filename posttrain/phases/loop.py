@@ -1,10 +1,13 @@
 """The frame of every training phase: where to begin, what to write after a step, when to save and when to stop."""
 
+import gc
 import random
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -15,26 +18,43 @@ from posttrain.engine.activations import keep_activations
 from posttrain.engine.checkpoint import TrainingState
 from posttrain.engine.model import hold_frozen, load_model, trainable, unfreeze_adapter
 from posttrain.engine.optimizer import learning_rate, make_optimizer
+from posttrain.engine.packing import Item, plan_micro_batches
 from posttrain.engine.routing import RoutingWatch
-from posttrain.engine.step import StepReport
-from posttrain.errors import Stopped
+from posttrain.engine.step import LossSum, StepReport, train_step
+from posttrain.errors import MachineError, Stopped
+from posttrain.host.machine import is_out_of_memory
 from posttrain.phases.context import PhaseContext
 from posttrain.recipe.types import (
-    AdamW,
     ContinueAdapter,
+    Epochs,
     FullParameters,
     GrpoPhase,
     Lora,
     PreferencePhase,
     SftPhase,
+    Skipped,
+    Steps,
 )
 from posttrain.rollout.episodes import seed_of
 from posttrain.run import faults
 from posttrain.run.folder import write_atomic
 from posttrain.run.journal import append_lines, as_line, read_lines
 
+TrainingPhase = SftPhase | PreferencePhase | GrpoPhase
 
-def load_trainable(context: PhaseContext, phase: SftPhase | PreferencePhase | GrpoPhase) -> PreTrainedModel:
+
+def num_steps(steps: Steps, of_epoch: Callable[[int], int], per_step: int) -> int:
+    """Steps of a phase whose 0-based epochs have `of_epoch` items, of which a step reads so many."""
+    match steps:
+        case int():
+            return steps
+        case Epochs():
+            return -(-sum(map(of_epoch, range(steps.epochs))) // per_step)
+        case Skipped():
+            raise AssertionError("the pipeline passes over a phase that is skipped")
+
+
+def load_trainable(context: PhaseContext, phase: TrainingPhase) -> PreTrainedModel:
     """The phase's model state with what the phase may train unfrozen."""
     torch.set_num_threads(context.execution.threads)
     seed = seed_of(context.recipe.seed, phase.name, "init")
@@ -62,23 +82,91 @@ class TrainingLoop:
     """Steps of one phase, resumed exactly: yields the 1-based numbers that are still to do."""
 
     context: PhaseContext
-    optimizer_spec: AdamW
+    phase: TrainingPhase
     steps: int
     model: PreTrainedModel
-    identity: str
-    """What a checkpoint must match: a digest of the phase's specification and inputs."""
-    unit: str
 
     def __post_init__(self) -> None:
         parameters = trainable(self.model)
-        self.optimizer = make_optimizer(self.optimizer_spec, parameters.values())
-        self.state = TrainingState(parameters, self.optimizer, self.identity)
+        self.optimizer = make_optimizer(self.phase.optimizer, parameters.values())
+        self.state = TrainingState(parameters, self.optimizer, self.context.fingerprint)
+        self.micro_batch_tokens = self.context.micro_batch_tokens
         self.routing = RoutingWatch(self.model)
-        self.done = 0
+        self.done = self.saved = 0
         self._shown: dict[str, str] = {}
 
     def learning_rate(self, step: int) -> float:
-        return learning_rate(self.optimizer_spec, step, self.steps)
+        return learning_rate(self.phase.optimizer, step, self.steps)
+
+    def train(
+        self, items: Sequence[Item], loss_sum: LossSum, denominator: float, step: int, temperature: float = 1.0
+    ) -> StepReport:
+        """One update. Where memory runs out, it is tried once more with a smaller micro-batch, which then stays."""
+        update = partial(self._update, items, loss_sum, denominator, step, temperature)
+        try:
+            return update()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # Outside of the handler: the error's frames hold on to the tensors that did not fit.
+        self._shrink(items, step, reason)
+        try:
+            return update()
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise MachineError(self._no_memory(step, str(error))) from error
+            raise
+
+    def _update(
+        self, items: Sequence[Item], loss_sum: LossSum, denominator: float, step: int, temperature: float
+    ) -> StepReport:
+        return train_step(
+            self.model,
+            self.optimizer,
+            items,
+            loss_sum,
+            denominator,
+            learning_rate=self.learning_rate(step),
+            clip_norm=self.phase.optimizer.clip_norm,
+            precision=self.phase.precision,
+            micro_batch_tokens=self.micro_batch_tokens,
+            step=step,
+            temperature=temperature,
+        )
+
+    def _shrink(self, items: Sequence[Item], step: int, reason: str) -> None:
+        """Half of the largest pass, for this step and all that follow; MachineError where that was a single item."""
+        self.optimizer.zero_grad()
+        self.routing.take()
+        release_memory()
+        sizes = [item.size for item in items]
+        passes = plan_micro_batches(sizes, self.micro_batch_tokens)
+        largest = max(passes, key=lambda numbers: sum(sizes[number] for number in numbers))
+        if len(largest) == 1:
+            raise MachineError(self._no_memory(step, reason))
+        before, self.micro_batch_tokens = self.micro_batch_tokens, sum(sizes[number] for number in largest) // 2
+        name = self.context.folder.path.name
+        self.context.journal.write(
+            "out_of_memory",
+            phase=name,
+            fingerprint=self.context.fingerprint,
+            step=step,
+            micro_batch_tokens=before,
+            then=self.micro_batch_tokens,
+            reason=reason,
+        )
+        self.context.say(
+            f"{name}: memory ran out in step {step} with passes of {before} tokens ({reason}); the same step again "
+            f"with {self.micro_batch_tokens}, the global batch unchanged"
+        )
+
+    def _no_memory(self, step: int, reason: str) -> str:
+        return (
+            f"memory ran out in step {step} with passes of {self.micro_batch_tokens} tokens ({reason}); what was saved "
+            f"stays. The ways out: --recompute full, --activation-offload cpu, --mlp-tile-tokens 2048, a smaller "
+            f"--micro-batch-tokens, or a machine with more memory"
+        )
 
     def remaining(self) -> Iterator[int]:
         """Restore the newest good checkpoint, then hand out step numbers, saving when due and when stopped."""
@@ -88,7 +176,7 @@ class TrainingLoop:
             self.context.journal.write("checkpoint_set_aside", phase=folder.name, message=message)
             self.context.say(f"{folder.name}: {message}")
         if found is not None:
-            self.done = self.state.restore(found)
+            self.done = self.saved = self.state.restore(found)
             self.context.say(f"{folder.name}: continues after step {self.done} of {self.steps}, from {found.name}")
         elif messages:
             self.context.say(f"{folder.name}: no checkpoint is left, begins again at step 1")
@@ -102,13 +190,23 @@ class TrainingLoop:
                 if step == self.steps:
                     break
                 if self.context.stop_requested():
-                    self._save(step)
-                    raise Stopped(f"stopped in {folder.name} after step {step} of {self.steps}; saved")
-                if step % self.context.execution.checkpoint_every_steps == 0:
+                    self.stop()
+                if step % self.context.checkpoint_every_steps == 0:
                     self._save(step)
 
+    def stop(self) -> NoReturn:
+        """Save what is done, and end."""
+        name = self.context.folder.path.name
+        if not self.done:
+            raise Stopped(f"stopped in {name} before its first step was done")
+        self._save(self.done)
+        raise Stopped(f"stopped in {name} after step {self.done} of {self.steps}; saved")
+
     def _save(self, step: int) -> None:
+        if step == self.saved:
+            return
         self.state.save(self.context.folder.path, step)
+        self.saved = step
         checkpoint.rotate(self.context.folder.path, self.context.execution.keep_checkpoints)
 
     def record(self, step: int, report: StepReport, **extra: float) -> None:
@@ -140,6 +238,13 @@ class TrainingLoop:
             "tokens_per_second": tokens / seconds if seconds else 0.0,
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
+
+
+def release_memory() -> None:
+    """Give back what nothing refers to any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def keep_rows_up_to(path: Path, step: int) -> None:

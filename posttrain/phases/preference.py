@@ -11,10 +11,9 @@ from posttrain.engine.forward import sequence_logprobs
 from posttrain.engine.objectives import Pairs, needs_reference, preference_sum, sequence_lengths, sequence_sums
 from posttrain.engine.packing import Item, MicroBatch
 from posttrain.engine.reference import kl_estimate
-from posttrain.engine.step import train_step
 from posttrain.phases.context import PhaseContext, PhaseOutcome
 from posttrain.phases.finish import save_state
-from posttrain.phases.loop import TrainingLoop, load_trainable
+from posttrain.phases.loop import TrainingLoop, load_trainable, num_steps
 from posttrain.recipe.types import Kto, Precision, PreferencePhase
 from posttrain.run.folder import write_json_atomic
 
@@ -30,7 +29,8 @@ def run(context: PhaseContext, phase: PreferencePhase) -> PhaseOutcome:
         reference_P2 = reference(context, phase, model, items, "reference.json")
     strangers = mismatched(items) if isinstance(phase.objective, Kto) else []
     stranger_P = reference(context, phase, model, strangers, "reference_kl.json")[:, 0] if strangers else None
-    loop = TrainingLoop(context, phase.optimizer, phase.steps, model, context.fingerprint, "steps")
+    steps = num_steps(phase.steps, lambda epoch: len(order), phase.pairs_per_step)
+    loop = TrainingLoop(context, phase, steps, model)
     denominator_of_pair = 2 if isinstance(phase.objective, Kto) else 1
 
     for step in loop.remaining():
@@ -38,7 +38,7 @@ def run(context: PhaseContext, phase: PreferencePhase) -> PhaseOutcome:
         kl = 0.0
         if stranger_P is not None:
             drawn = [strangers[row] for row in rows]
-            sums_S, _ = sequence_logprobs(model, drawn, phase.precision, context.execution.micro_batch_tokens)
+            sums_S, _ = sequence_logprobs(model, drawn, phase.precision, loop.micro_batch_tokens)
             kl = kl_estimate(sums_S, stranger_P[rows])
 
         def loss_sum(
@@ -56,22 +56,11 @@ def run(context: PhaseContext, phase: PreferencePhase) -> PhaseOutcome:
             shown = {"margin": margin_P.sum().item(), "accuracy": (margin_P > 0).sum().item()}
             return preference_sum(phase.objective, pairs, kl), shown
 
-        report = train_step(
-            model,
-            loop.optimizer,
-            [items[row] for row in rows],
-            loss_sum,
-            denominator=len(rows) * denominator_of_pair,
-            learning_rate=loop.learning_rate(step),
-            clip_norm=phase.optimizer.clip_norm,
-            precision=phase.precision,
-            micro_batch_tokens=context.execution.micro_batch_tokens,
-            step=step,
-        )
+        report = loop.train([items[row] for row in rows], loss_sum, len(rows) * denominator_of_pair, step)
         loop.record(step, report, **{name: total / len(rows) for name, total in report.sums.items()})
 
     state, outputs = save_state(context, phase, model)
-    pairs = phase.steps * phase.pairs_per_step
+    pairs = steps * phase.pairs_per_step
     counts = {"pairs": len(items), "pairs_read": pairs}
     return PhaseOutcome(outputs, loop.summary() | {"epochs": pairs / len(items)}, counts, state)
 
@@ -119,6 +108,7 @@ def reference(
         stored = json.loads(cache.read_text())
         if stored["fingerprint"] == context.fingerprint:
             return torch.tensor(stored["logprobs"], dtype=torch.float32)
-    logprobs = summed_logprobs(model, items, phase.precision, context.execution.micro_batch_tokens)
+    with context.interruptible():
+        logprobs = summed_logprobs(model, items, phase.precision, context.micro_batch_tokens)
     write_json_atomic(cache, {"fingerprint": context.fingerprint, "logprobs": logprobs.tolist()})
     return logprobs

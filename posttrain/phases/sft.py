@@ -1,6 +1,7 @@
 """Supervised fine-tuning: cross entropy on the target tokens of a prepared dataset."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,52 +10,56 @@ from posttrain.data.packed_rows import PackedRows
 from posttrain.data.shard import Shard
 from posttrain.engine.objectives import sft_sum
 from posttrain.engine.packing import Item
-from posttrain.engine.step import train_step
 from posttrain.phases.context import PhaseContext, PhaseOutcome
 from posttrain.phases.finish import save_state
-from posttrain.phases.loop import TrainingLoop, load_trainable
+from posttrain.phases.loop import TrainingLoop, load_trainable, num_steps
 from posttrain.recipe.types import Batch, RowBatch, SampleBatch, SftPhase
 
 
 def run(context: PhaseContext, phase: SftPhase) -> PhaseOutcome:
     shard = Shard(context.dataset_folder(phase.dataset))
-    items_of_step = batches(shard, phase.batch, context.recipe.seed)
+    plan = batches(shard, phase.batch, context.recipe.seed)
+    steps = num_steps(phase.steps, plan.of_epoch, plan.per_step)
     model = load_trainable(context, phase)
-    loop = TrainingLoop(context, phase.optimizer, phase.steps, model, context.fingerprint, "steps")
+    loop = TrainingLoop(context, phase, steps, model)
 
     for step in loop.remaining():
-        items = [sample_item(shard, samples) for samples in items_of_step(step)]
-        report = train_step(
-            model,
-            loop.optimizer,
-            items,
-            lambda logprob_N, batch: (sft_sum(logprob_N), {}),
-            denominator=sum(item.num_targets for item in items),
-            learning_rate=loop.learning_rate(step),
-            clip_norm=phase.optimizer.clip_norm,
-            precision=phase.precision,
-            micro_batch_tokens=context.execution.micro_batch_tokens,
-            step=step,
-        )
+        items = [sample_item(shard, samples) for samples in plan.of_step(step)]
+        targets = sum(item.num_targets for item in items)
+        report = loop.train(items, lambda logprob_N, batch: (sft_sum(logprob_N), {}), targets, step)
         loop.record(step, report, **filled(items, phase.batch))
 
     state, outputs = save_state(context, phase, model)
-    read = sum(len(samples) for step in range(1, phase.steps + 1) for samples in items_of_step(step))
+    read = sum(len(samples) for step in range(1, steps + 1) for samples in plan.of_step(step))
     counts = {"rows": shard.num_rows, "samples": len(shard), "samples_read": read}
     epochs = read / len(shard.mixture(context.recipe.seed))
     return PhaseOutcome(outputs, loop.summary() | {"epochs": epochs}, counts, state)
 
 
-def batches(shard: Shard, batch: Batch, seed: int) -> Callable[[int], list[Sequence[int]]]:
-    """1-based step → its items, each a list of the shard's samples."""
+class Batches(NamedTuple):
+    per_step: int
+    """Items that a step reads."""
+    of_epoch: Callable[[int], int]
+    """How many items a 0-based epoch has."""
+    of_step: Callable[[int], list[Sequence[int]]]
+    """The items of a 1-based step, each a list of the shard's samples."""
+
+
+def batches(shard: Shard, batch: Batch, seed: int) -> Batches:
     mixture = shard.mixture(seed)
     match batch:
-        case SampleBatch():
+        case SampleBatch(samples=count):
             samples = Samples(mixture)
-            return lambda step: [[sample] for sample in samples.of_step(step, batch.samples)]
-        case RowBatch():
-            packed = PackedRows(mixture, shard.lengths(), batch.row_tokens)
-            return lambda step: [row.tolist() for row in packed.rows_of_step(step, batch.rows)]
+            return Batches(
+                count, lambda epoch: len(mixture), lambda step: [[one] for one in samples.of_step(step, count)]
+            )
+        case RowBatch(rows=count, row_tokens=row_tokens):
+            packed = PackedRows(mixture, shard.lengths(), row_tokens)
+            return Batches(
+                count,
+                lambda epoch: len(packed.epoch(epoch)),
+                lambda step: [row.tolist() for row in packed.rows_of_step(step, count)],
+            )
 
 
 def sample_item(shard: Shard, samples: Sequence[int]) -> Item:

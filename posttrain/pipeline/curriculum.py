@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from posttrain.errors import GateFailed, InputError, PhaseFault, RunFolderError, Stopped
 from posttrain.host import machine
-from posttrain.phases.context import ModelState, PhaseContext, PhaseFunction
+from posttrain.phases.context import ModelState, PhaseContext, PhaseFunction, PhaseOutcome, handed_on
 from posttrain.pipeline import gates
 from posttrain.pipeline.attempt import Attempt, attempt
 from posttrain.pipeline.base import resolve_base
@@ -20,9 +20,10 @@ from posttrain.pipeline.results import Result, describe, read_result
 from posttrain.pipeline.screen import Screen
 from posttrain.pipeline.sizes import model_size
 from posttrain.pipeline.standing import Standing, inputs_of, standing, states_of, survey
+from posttrain.recipe.check import TrainingPhase
 from posttrain.recipe.difference import difference
 from posttrain.recipe.spelling import did_you_mean
-from posttrain.recipe.types import Execution, Phase, Recipe
+from posttrain.recipe.types import Execution, Phase, Recipe, Skipped
 from posttrain.run import faults, manifest, recipe_file
 from posttrain.run.folder import RunFolder, fsync_folder, write_json_atomic
 from posttrain.run.journal import Journal, read_lines
@@ -39,6 +40,8 @@ class Request:
     execution: Execution
     redo_from: str | None = None
     accept: tuple[tuple[str, str], ...] = ()
+    prepared_only: bool = False
+    """Use prepared data only: read no source."""
 
 
 def carry_out(run: RunFolder, request: Request, screen: Screen) -> bool:
@@ -165,9 +168,8 @@ class Curriculum:
         faults.reach("phase.started")
 
         started, clock = time.time(), time.perf_counter()
-        function: PhaseFunction = importlib.import_module(f"posttrain.phases.{phase.kind}").run
         try:
-            outcome = function(self._context(phase, found.fingerprint, base), phase)
+            outcome = self._outcome(phase, self._context(phase, found.fingerprint, base))
         except PhaseFault as fault:
             raise PhaseFault(f"phase {phase.name!r}: {fault}") from fault
 
@@ -183,12 +185,20 @@ class Curriculum:
             "seconds": time.perf_counter() - clock,
         }
         rows = list(read_lines(folder.metrics))
-        result["gates"] = [gates.judge(gate, result["metrics"], rows) for gate in phase.gates]
+        judged = () if outcome.skipped else phase.gates
+        result["gates"] = [gates.judge(gate, result["metrics"], rows) for gate in judged]
         write_json_atomic(folder.result, result)
         faults.reach("phase.after_result")
         self._note_datasets(result)
-        self.screen.say(f"{phase.name}: done in {result['seconds']:.1f} s")
+        done = outcome.notes[0] if outcome.skipped else f"done in {result['seconds']:.1f} s"
+        self.screen.say(f"{phase.name}: {done}")
         return result
+
+    def _outcome(self, phase: Phase, context: PhaseContext) -> PhaseOutcome:
+        if isinstance(phase, TrainingPhase) and isinstance(phase.steps, Skipped):
+            return handed_on(context.states[phase.model], phase.steps.reason)
+        function: PhaseFunction = importlib.import_module(f"posttrain.phases.{phase.kind}").run
+        return function(context, phase)
 
     def _clear(self, phase: Phase, found: Standing) -> None:
         """Remove what must not be built upon. Killed half-way, the next attempt comes to the same conclusion."""
@@ -218,6 +228,8 @@ class Curriculum:
             progress=self.screen.progress,
             stop_requested=self.attempt.stop.requested,
             say=self.screen.say,
+            interruptible=self.attempt.stop.interruptible,
+            prepared_only=self.request.prepared_only,
         )
 
     def _note_datasets(self, result: Result) -> None:

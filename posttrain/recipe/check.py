@@ -154,6 +154,11 @@ def _cross_faults(recipe: Recipe) -> Iterator[str]:
         yield from _fresh_base_faults(recipe.base)
     for index, phase in enumerate(recipe.phases):
         yield from _phase_faults(recipe, index, phase)
+    trained = [phase.name for phase in recipe.phases if isinstance(phase, TrainingPhase)]
+    for name in recipe.suggested.micro_batch_tokens:
+        if name not in trained:
+            near = did_you_mean(name, trained)
+            yield f"suggested.micro_batch_tokens: {name!r} is no training phase{near}; allowed: {', '.join(trained)}"
 
 
 def _fresh_base_faults(base: FreshBase) -> Iterator[str]:
@@ -320,7 +325,7 @@ def _gate_faults(path: str, recipe: Recipe, phase: Phase, gate: Gate) -> Iterato
             f"allowed: {', '.join(known)}"
         )
     steps = getattr(phase, "steps", None)
-    if steps is not None and gate.minimum_steps > steps:
+    if isinstance(steps, int) and gate.minimum_steps > steps:
         yield f"{path}.minimum_steps: {gate.minimum_steps} can never be reached, the phase has {steps} steps"
 
 

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticKnownError
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Positive = Annotated[int, Field(ge=1)]
@@ -244,7 +245,17 @@ class Differs(Frozen):
     at_most: Annotated[int, Field(ge=0)]
 
 
-Filter = Annotated[OneOf | TextLength | Differs, Field(discriminator="kind")]
+class Part(Frozen):
+    """Keep records of some of `of` equal parts; a digest of the column decides, so equal values are never parted."""
+
+    kind: Literal["part"]
+    column: str
+    of: Annotated[int, Field(ge=2)]
+    keep: tuple[Annotated[int, Field(ge=0)], ...]
+    """Numbers of the parts, from 0."""
+
+
+Filter = Annotated[OneOf | TextLength | Differs | Part, Field(discriminator="kind")]
 
 
 class FileSource(Frozen):
@@ -376,6 +387,29 @@ class RowBatch(Frozen):
 Batch = Annotated[SampleBatch | RowBatch, Field(discriminator="kind")]
 
 
+class Epochs(Frozen):
+    """As many steps as it takes to read the dataset so often; the last step is filled from the epoch after."""
+
+    kind: Literal["epochs"]
+    epochs: Positive
+
+
+class Skipped(Frozen):
+    """No step: the phase hands on the model state it was given, and its result says why."""
+
+    kind: Literal["skipped"]
+    reason: Annotated[str, Field(min_length=1)]
+
+
+def _at_least_one(steps: int | Epochs | Skipped) -> int | Epochs | Skipped:
+    if isinstance(steps, int) and steps < 1:
+        raise PydanticKnownError("greater_than_equal", {"ge": 1})
+    return steps
+
+
+Steps = Annotated[int | Annotated[Epochs | Skipped, Field(discriminator="kind")], AfterValidator(_at_least_one)]
+
+
 class SftPhase(PhaseBase):
     kind: Literal["sft"]
     model: str
@@ -384,7 +418,7 @@ class SftPhase(PhaseBase):
     trainable: Trainable
     precision: Precision
     batch: Batch
-    steps: Positive
+    steps: Steps
     """The dataset is read in seeded epochs until so many steps are done."""
     optimizer: AdamW
 
@@ -444,7 +478,7 @@ class PreferencePhase(PhaseBase):
     precision: Precision
     objective: PreferenceObjective
     pairs_per_step: Positive
-    steps: Positive
+    steps: Steps
     optimizer: AdamW
 
 
@@ -504,7 +538,7 @@ class GrpoPhase(PhaseBase):
     """Truncated importance sampling: the cap of trainer over sampler probability; None trusts the sampler's own."""
     groups_per_step: Positive
     group_size: Annotated[int, Field(ge=2)]
-    steps: Positive
+    steps: Steps
     updates_per_rollout: Positive
     reward: dict[str, float]
     """Weights of the score's parts, by name; a part without one is only recorded."""
@@ -564,6 +598,17 @@ Phase = Annotated[
 ]
 
 
+class Suggested(Frozen):
+    """What the recipe would be carried out with; an execution's own values come first."""
+
+    micro_batch_tokens: dict[str, Positive]
+    """By training phase."""
+    checkpoint_every_steps: Positive | None
+
+
+NOTHING_SUGGESTED = Suggested(micro_batch_tokens={}, checkpoint_every_steps=None)
+
+
 class Recipe(Frozen):
     """The whole run as data. Its digest is the run's identity."""
 
@@ -574,6 +619,7 @@ class Recipe(Frozen):
     base: Base
     chat: ChatFormat
     phases: tuple[Phase, ...]
+    suggested: Suggested
 
 
 # ---------------------------------------------------------------- execution
@@ -583,11 +629,14 @@ class Execution(Frozen):
     """How this machine carries the recipe out. May change between attempts; every attempt records it."""
 
     device: Literal["cpu"] = "cpu"
+    gpu_ranks: Annotated[str, Field(pattern=r"^\d+(,\d+)*$")] | None = None
+    """Numbers of the GPUs that the run may see, as `0,1`; else all of them."""
     threads: Positive = 2
     sandbox: Literal["auto", "namespaces", "dropped-user", "unprivileged", "off"] = "auto"
     """Where code that a model wrote runs: the best level there is, one that must be had, or off: as you."""
-    micro_batch_tokens: Positive = 8192
-    """Tokens of one forward and backward pass, at most; an item longer than this goes alone."""
+    micro_batch_tokens: Positive | None = None
+    """Tokens of one forward and backward pass, at most; an item longer than this goes alone. Else what the recipe
+    suggests, or 8192."""
     recompute: Literal["none", "selective", "full"] = "none"
     """What the backward pass computes again: nothing, each layer's feed-forward half, or all of it."""
     mlp_tile_tokens: Positive | None = None
@@ -596,5 +645,6 @@ class Execution(Frozen):
     """Where tensors wait for the backward pass: with the model, or in the CPU's memory."""
     rollout_tokens: Positive = 65536
     """Key-value positions the sampler may hold at once."""
-    checkpoint_every_steps: Positive = 50
+    checkpoint_every_steps: Positive | None = None
+    """Else what the recipe suggests, or 50."""
     keep_checkpoints: Positive = 2

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from posttrain.recipe.types import (
+    NOTHING_SUGGESTED,
     AdamW,
     Candidate,
     ContinueAdapter,
@@ -199,7 +200,13 @@ def curriculum(
         ),
     )
     return Recipe(
-        name=name, flags=flags, seed=seed, base=FolderBase(kind="folder", path="shipped:tiny"), chat=CHAT, phases=phases
+        name=name,
+        flags=flags,
+        seed=seed,
+        base=FolderBase(kind="folder", path="shipped:tiny"),
+        chat=CHAT,
+        phases=phases,
+        suggested=NOTHING_SUGGESTED,
     )
 
 

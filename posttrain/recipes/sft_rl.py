@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from posttrain.recipe.types import (
+    NOTHING_SUGGESTED,
     Base,
     ChatFormat,
     ContinueAdapter,
@@ -114,7 +115,15 @@ def sft_rl(
         phases += [_sft(sizes), _evaluation("sft", sizes)]
     if "rl" in mode:
         phases += [_rl(sizes, "sft" if "sft" in mode else "base"), _evaluation("rl", sizes)]
-    return Recipe(name="sft_rl", flags=flags, seed=seed, base=base, chat=sizes.chat, phases=tuple(phases))
+    return Recipe(
+        name="sft_rl",
+        flags=flags,
+        seed=seed,
+        base=base,
+        chat=sizes.chat,
+        phases=tuple(phases),
+        suggested=NOTHING_SUGGESTED,
+    )
 
 
 def _downloaded(cases: int, max_length: int) -> tuple[Dataset, ...]:

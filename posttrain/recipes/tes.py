@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from posttrain.recipe.types import (
+    NOTHING_SUGGESTED,
     AdamW,
     Base,
     Candidate,
@@ -180,7 +181,9 @@ def curriculum(
             gates=(),
         ),
     )
-    return Recipe(name=name, flags=flags, seed=seed, base=sizes.base, chat=sizes.chat, phases=phases)
+    return Recipe(
+        name=name, flags=flags, seed=seed, base=sizes.base, chat=sizes.chat, phases=phases, suggested=NOTHING_SUGGESTED
+    )
 
 
 def opening_sft(sizes: Sizes) -> SftPhase:

@@ -14,6 +14,7 @@ from posttrain.worlds import (
     alphabet,
     answers,
     calculator,
+    calls,
     duel,
     identity,
     language,
@@ -61,6 +62,7 @@ ENVIRONMENTS: dict[str, Callable[[dict[str, Any]], Environment]] = {
     "repair": repair.RepairEnvironment,
     "answers": partial(answers.AnswerEnvironment, score_answer),
     "calculator": calculator.CalculatorEnvironment,
+    "calls": calls.CallEnvironment,
     "decisions": partial(answers.AnswerEnvironment, score_decision),
     "spelling": spelling.SpellingEnvironment,
 }

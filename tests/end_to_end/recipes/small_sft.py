@@ -4,6 +4,7 @@ from typing import Annotated
 
 from posttrain.recipe.types import (
     EVERY_ROW,
+    NOTHING_SUGGESTED,
     AdamW,
     Dataset,
     FileSource,
@@ -85,4 +86,5 @@ def small_sft(
             identity="You are a helpful assistant.",
         ),
         phases=(PreparePhase(kind="prepare", name="data", datasets=(dataset,), gates=()), train),
+        suggested=NOTHING_SUGGESTED,
     )

@@ -38,6 +38,19 @@ def decide_options() -> list[click.Parameter]:
     ]
 
 
+def attempt_options() -> list[click.Parameter]:
+    """What concerns this attempt alone and is recorded nowhere."""
+    return [
+        click.Option(["--skip-data"], is_flag=True, help="Use prepared data only; fail where there is none."),
+        click.Option(
+            ["--notify"],
+            envvar="POSTTRAIN_NOTIFY",
+            metavar="URL|COMMAND",
+            help="Where a message goes when the run ends: a webhook, or a command that reads JSON.",
+        ),
+    ]
+
+
 def execution_options() -> list[click.Parameter]:
     """One option per field of `Execution`, with the field's own documentation."""
     options: list[click.Parameter] = []

@@ -14,11 +14,11 @@ from posttrain.phases.context import ModelState, PhaseContext, PhaseFunction, Ph
 from posttrain.pipeline import gates
 from posttrain.pipeline.attempt import Attempt, attempt
 from posttrain.pipeline.base import resolve_base
-from posttrain.pipeline.estimate import disk_bytes
+from posttrain.pipeline.estimate import checkpoint_bytes, disk_bytes
 from posttrain.pipeline.history import History, read_history
 from posttrain.pipeline.results import Result, describe, read_result
 from posttrain.pipeline.screen import Screen
-from posttrain.pipeline.sizes import model_size
+from posttrain.pipeline.sizes import ModelSize, model_size
 from posttrain.pipeline.standing import Standing, inputs_of, standing, states_of, survey
 from posttrain.recipe.check import TrainingPhase
 from posttrain.recipe.difference import difference
@@ -61,7 +61,9 @@ def carry_out(run: RunFolder, request: Request, screen: Screen) -> bool:
 def refuse_other_recipe(run: RunFolder, recipe: Recipe) -> None:
     """RunFolderError with the differing fields when the folder belongs to another recipe."""
     if not run.recipe.exists():
-        if run.path.exists() and any(entry.name not in ("lock", ".base.tmp") for entry in run.path.iterdir()):
+        if run.path.exists() and any(
+            entry.name not in ("lock", "starting", ".base.tmp") for entry in run.path.iterdir()
+        ):
             raise RunFolderError(f"{run.path} holds files but no recipe.json: it is no run. Choose another --name")
         return
     stored = recipe_file.load(run.recipe)
@@ -111,6 +113,7 @@ class Curriculum:
     screen: Screen
     attempt: Attempt
     results: dict[str, Result] = field(default_factory=dict)
+    size: ModelSize = field(default_factory=lambda: ModelSize({}))
 
     def carry_out(self) -> None:
         recipe, journal = self.request.recipe, self.attempt.journal
@@ -140,7 +143,8 @@ class Curriculum:
         recipe, run = self.request.recipe, self.run
         found = survey(run, recipe, base, read_history(self.attempt.journal))
         left = [phase for phase in recipe.phases if found[phase.name].todo != "skip"]
-        needed = disk_bytes(recipe, left, model_size(recipe, run), self.request.execution)
+        self.size = model_size(recipe, run)
+        needed = disk_bytes(recipe, left, self.size, self.request.execution)
         free = machine.free_bytes(run.path)
         if needed > free:
             self.screen.say(f"WARNING: the run needs about {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free")
@@ -165,6 +169,8 @@ class Curriculum:
         journal.write(event, phase=phase.name, kind=phase.kind, fingerprint=found.fingerprint, reason=found.reason)
         self.screen.say(f"{phase.name} ({phase.kind}): {'resuming' if found.todo == 'resume' else 'starting'}")
         folder.path.mkdir(parents=True, exist_ok=True)
+        self.attempt.watch.next_save_bytes = checkpoint_bytes(self.request.recipe, phase, self.size)
+        self.attempt.watch.note(f"{phase.name}: beginning")
         faults.reach("phase.started")
 
         started, clock = time.time(), time.perf_counter()
@@ -225,7 +231,7 @@ class Curriculum:
             states=states_of(base, self.results),
             results=self.results,
             journal=self.attempt.journal,
-            progress=self.screen.progress,
+            progress=self.attempt.watch.progress,
             stop_requested=self.attempt.stop.requested,
             say=self.screen.say,
             interruptible=self.attempt.stop.interruptible,

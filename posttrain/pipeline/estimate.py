@@ -70,6 +70,15 @@ def disk_bytes(recipe: Recipe, phases: Iterable[Phase], size: ModelSize, executi
     return sum(_disk(recipe, phase, size, execution) for phase in phases)
 
 
+def checkpoint_bytes(recipe: Recipe, phase: Phase, size: ModelSize) -> int:
+    """Of one checkpoint: the trained weights and their two moments; nothing for a phase that writes none."""
+    return 12 * trainable_parameters(recipe, phase, size) if isinstance(phase, TrainingPhase) else 0
+
+
+def expected_steps(phase: TrainingPhase) -> int:
+    return phase.steps if isinstance(phase.steps, int) else 0
+
+
 def _disk(recipe: Recipe, phase: Phase, size: ModelSize, execution: Execution) -> int:
     match phase:
         case PreparePhase():
@@ -78,9 +87,10 @@ def _disk(recipe: Recipe, phase: Phase, size: ModelSize, execution: Execution) -
         case SftPhase() | PreferencePhase() | GrpoPhase():
             trained = trainable_parameters(recipe, phase, size)
             # Weights and two moments; one more checkpoint exists while the newest is being written.
-            checkpoints = (execution.keep_checkpoints + 1) * 12 * trained
-            episodes = phase.steps * phase.groups_per_step * phase.group_size if isinstance(phase, GrpoPhase) else 0
-            return checkpoints + 4 * trained + 300 * phase.steps + ROW_BYTES * episodes
+            checkpoints = (execution.keep_checkpoints + 1) * checkpoint_bytes(recipe, phase, size)
+            steps = expected_steps(phase)
+            episodes = steps * phase.groups_per_step * phase.group_size if isinstance(phase, GrpoPhase) else 0
+            return checkpoints + 4 * trained + 300 * steps + ROW_BYTES * episodes
         case MergePhase():
             return int(size.parameters * DTYPE_BYTES[phase.dtype])
         case EvaluatePhase():

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-from posttrain.errors import Stopped
+from posttrain.errors import PosttrainError, Stopped
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""SIGHUP: the terminal or the screen session has gone."""
 
 
 class StopSignals:
@@ -18,6 +19,8 @@ class StopSignals:
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
         self.count = 0
+        self.error: PosttrainError | None = None
+        """What ends the attempt in the place of `Stopped`, where no signal but something else asked for it."""
         self.open = 0
         """Interruptible sections that are open."""
 
@@ -44,6 +47,11 @@ class StopSignals:
         if self.count and self.open:
             raise Stopped("stopped in the middle of what is made again as it was")
 
+    def ask(self, error: PosttrainError) -> None:
+        """Stop as a signal would, at the end of the step: may be called from any thread."""
+        self.error = self.error or error
+        self.count = max(self.count, 1)
+
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
         name = signal.Signals(number).name
@@ -57,7 +65,9 @@ class StopSignals:
             os._exit(Stopped.exit_code)
 
     def __enter__(self) -> "StopSignals":
-        self.before: dict[signal.Signals, Any] = {one: signal.signal(one, self._arrived) for one in SIGNALS}
+        # What nohup has switched off stays off.
+        heard = [one for one in SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]
+        self.before: dict[signal.Signals, Any] = {one: signal.signal(one, self._arrived) for one in heard}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

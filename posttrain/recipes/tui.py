@@ -81,6 +81,9 @@ QUICK_TEST: Profile = {
     "grpo": Part(1, 2, 4096),
 }
 QUICK_STEPS = 50
+SAMPLING = Sampling(temperature=0.7, top_p=1.0, max_new_tokens=1024, max_turns=1)
+QUICK_SAMPLING = SAMPLING.model_copy(update={"max_new_tokens": 128})
+"""The tiny base knows no end to what it writes about texts like these."""
 STEPS: dict[str, Steps] = {
     "tool_sft": Epochs(kind="epochs", epochs=1),
     "agent_sft": Epochs(kind="epochs", epochs=3),
@@ -138,15 +141,16 @@ def _base(name: str) -> Base:
 def _phases(profile: Profile, steps: dict[str, Steps], task_file: str, quick_test: bool) -> tuple[Phase, ...]:
     tokens = {name: part.tokens for name, part in profile.items()}
     precision: Precision = "float32" if quick_test else "bfloat16"
+    sampling = QUICK_SAMPLING if quick_test else SAMPLING
     sets = (
         *tui_data(quick_test, tokens["tool_sft"], tokens["agent_sft"], tokens["preference"]),
-        *tui_tasks(quick_test, task_file, tokens["grpo"] - SAMPLING.max_new_tokens),
+        *tui_tasks(quick_test, task_file, tokens["grpo"] - sampling.max_new_tokens),
     )
     # The thresholds are those of the 20B model: a tiny one is told that it misses them and goes on.
     hard = not quick_test
     return (
         PreparePhase(kind="prepare", name="data", datasets=sets, gates=()),
-        _evaluation("base", precision),
+        _evaluation("base", precision, sampling),
         SftPhase(
             kind="sft",
             name="tool_sft",
@@ -159,7 +163,7 @@ def _phases(profile: Profile, steps: dict[str, Steps], task_file: str, quick_tes
             optimizer=_adamw(2e-5),
             gates=(_loss_gate(2.0, steps["tool_sft"], hard),),
         ),
-        _evaluation("tool_sft", precision),
+        _evaluation("tool_sft", precision, sampling),
         MergePhase(
             kind="merge",
             name="merge",
@@ -179,7 +183,7 @@ def _phases(profile: Profile, steps: dict[str, Steps], task_file: str, quick_tes
             optimizer=_adamw(3e-5).model_copy(update={"clip_norm": 0.5}),
             gates=(_loss_gate(1.8, steps["agent_sft"], hard),),
         ),
-        _evaluation("agent_sft", precision),
+        _evaluation("agent_sft", precision, sampling),
         PreferencePhase(
             kind="preference",
             name="preference",
@@ -193,9 +197,9 @@ def _phases(profile: Profile, steps: dict[str, Steps], task_file: str, quick_tes
             optimizer=_adamw(5e-7),
             gates=(),
         ),
-        _evaluation("preference", precision),
-        _grpo(profile["grpo"], steps["grpo"], precision),
-        _evaluation("grpo", precision),
+        _evaluation("preference", precision, sampling),
+        _grpo(profile["grpo"], steps["grpo"], precision, sampling),
+        _evaluation("grpo", precision, sampling),
         ExportPhase(
             kind="export",
             name="export",
@@ -212,10 +216,7 @@ def _phases(profile: Profile, steps: dict[str, Steps], task_file: str, quick_tes
     )
 
 
-SAMPLING = Sampling(temperature=0.7, top_p=1.0, max_new_tokens=1024, max_turns=1)
-
-
-def _grpo(part: Part, steps: Steps, precision: Precision) -> GrpoPhase:
+def _grpo(part: Part, steps: Steps, precision: Precision, sampling: Sampling) -> GrpoPhase:
     return GrpoPhase(
         kind="grpo",
         name="grpo",
@@ -232,13 +233,13 @@ def _grpo(part: Part, steps: Steps, precision: Precision) -> GrpoPhase:
         updates_per_rollout=1,
         reward={"format": 0.1, "tool": 0.2, "exact": 0.7},
         pass_mark=1.0,
-        sampling=SAMPLING,
+        sampling=sampling,
         optimizer=_adamw(1e-6),
         gates=(accuracy_gate(_known(steps)),),
     )
 
 
-def _evaluation(model: str, precision: Precision) -> EvaluatePhase:
+def _evaluation(model: str, precision: Precision, sampling: Sampling) -> EvaluatePhase:
     return EvaluatePhase(
         kind="evaluate",
         name=f"eval_{model}",
@@ -246,7 +247,7 @@ def _evaluation(model: str, precision: Precision) -> EvaluatePhase:
         datasets=("calls", "heldout_pairs"),
         shots=0,
         vote=None,
-        sampling=SAMPLING.model_copy(update={"temperature": 0.0}),
+        sampling=sampling.model_copy(update={"temperature": 0.0}),
         precision=precision,
         gates=(),
     )

@@ -47,7 +47,7 @@ def test_every_number_of_a_profile_reaches_the_recipe(
         assert recipe.suggested.micro_batch_tokens[name] == batch * sequence
     (data,) = (phase for phase in recipe.phases if isinstance(phase, PreparePhase))
     longest = {dataset.name: dataset.max_tokens for dataset in data.datasets}
-    assert longest["tool_calls"], longest["agent"] == (table[0][2], table[1][2])
+    assert (longest["tool_calls"], longest["agent"]) == (table[0][2], table[1][2])
     assert longest["preferences"] == table[2][2]
     assert longest["call_tasks"] + grpo.sampling.max_new_tokens == table[3][2]
 

@@ -28,3 +28,11 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test finds what another one made."""
     monkeypatch.setenv("POSTTRAIN_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("torch sees no CUDA GPU here")

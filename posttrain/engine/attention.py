@@ -1,7 +1,8 @@
 """Attention over packed rows: documents, shared prefixes, sliding windows and sinks, without a T×T matrix.
 
 A plan cuts the row into blocks of queries, each with the key ranges it may see; one flash call per block. Sinks are
-folded in afterwards through the log-sum-exp, which is exact in both directions (see `_PackedAttention`).
+folded in afterwards through the log-sum-exp, which is exact in both directions (see `_PackedAttention`). On CUDA in
+half precision one kernel takes all segments at once (`posttrain.engine.varlen`).
 
 Axes: T row position, Q query of a block, S key position, H query head, K key-value head, G query heads per key-value
 head, D head size, B slot of the decode batch.
@@ -12,6 +13,8 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import AttentionInterface
+
+from posttrain.engine.varlen import FLASH, Lanes, VarlenAttention, lanes
 
 NAME = "posttrain_packed"
 """Registered with transformers. The name must not contain `sdpa` or `flash`: transformers tests for these."""
@@ -47,6 +50,7 @@ class AttentionPlan:
 
     segments: tuple[Segment, ...]
     _blocks: dict[tuple[int | None, int | None], tuple[Block, ...]] = field(default_factory=dict)
+    _lanes: dict[torch.device, Lanes] = field(default_factory=dict)
 
     def blocks(self, window: int | None, most_queries: int | None = None) -> tuple[Block, ...]:
         key = window, most_queries
@@ -55,6 +59,13 @@ class AttentionPlan:
                 block for segment in self.segments for block in _cut(segment, window, most_queries)
             )
         return self._blocks[key]
+
+    def lanes(self, device: torch.device) -> Lanes:
+        """The segments as a kernel for all of them takes them."""
+        if device not in self._lanes:
+            segments = [(segment.start, segment.stop, segment.prefix) for segment in self.segments]
+            self._lanes[device] = lanes(segments, device)
+        return self._lanes[device]
 
 
 def _cut(segment: Segment, window: int | None, most_queries: int | None) -> list[Block]:
@@ -325,6 +336,9 @@ def packed_attention(module, query, key, value, attention_mask, *, scaling, **kw
     prefill: Prefill | None = kwargs.get("prefill")
     if prefill is not None:
         prefill.cache.fill(module.layer_idx, prefill.rows, key, value)
+    if rule.softcap is None and query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16):
+        out = VarlenAttention.apply(query, key, value, sinks, plan.lanes(query.device), window, scaling, FLASH)
+        return out.transpose(1, 2), None
     flash = rule.softcap is None and query.device.type == "cpu"
     blocks = plan.blocks(window, None if flash else PLAIN_CHUNK)
     out = _PackedAttention.apply(query, key, value, sinks, blocks, rule)

@@ -3,6 +3,7 @@
 One pass over the experts does everything for an expert's rows while they are in the processor's caches: gather, up
 projection, gate, down projection. An adapter adds (x·A)·B on the same rows, so no dense weight delta and no dense
 expert gradient ever exists. The backward pass keeps the up projection's output alone and computes the rest again.
+On CUDA in bfloat16 grouped products take the loop's place (`posttrain.engine.grouped`).
 
 Axes: T token, k choice of a token, P routed row (sorted by expert, each expert's rows filled up to a multiple),
 E expert, M rows of one expert, H hidden, F expert size, R adapter rank, I in, O out.
@@ -15,6 +16,8 @@ import torch
 from torch import nn
 from transformers.integrations.moe import ExpertsInterface
 
+from posttrain.engine.grouped import grouped_experts
+from posttrain.engine.mxfp4 import PackedExperts
 from posttrain.errors import ModelError
 
 NAME = "posttrain_sorted"
@@ -26,10 +29,12 @@ LARGEST_MULTIPLE = 64
 class ExpertAdapter(nn.Module):
     """Low-rank factors of one expert projection: A [E, I, R], B [E, R, O]."""
 
-    def __init__(self, num_experts: int, size_in: int, size_out: int, rank: int, scale: float) -> None:
+    def __init__(
+        self, num_experts: int, size_in: int, size_out: int, rank: int, scale: float, device: torch.device
+    ) -> None:
         super().__init__()
-        self.lora_A = nn.Parameter(torch.zeros(num_experts, size_in, rank))
-        self.lora_B = nn.Parameter(torch.zeros(num_experts, rank, size_out))
+        self.lora_A = nn.Parameter(torch.zeros(num_experts, size_in, rank, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(num_experts, rank, size_out, device=device))
         self.scale = scale
 
 
@@ -84,15 +89,28 @@ def combine(rows_PH: torch.Tensor, place_Tk: torch.Tensor, weights_Tk: torch.Ten
 class Projection:
     """One expert projection with its adapter: matrices [E, I, O], in the type of the products where they are cast."""
 
-    weight: torch.Tensor
+    weight: torch.Tensor | None
     bias: torch.Tensor | None
     lora_A: torch.Tensor | None
     lora_B: torch.Tensor | None
     scale: float
     transposed: bool
     """Whether the weight is stored (in, out)."""
+    packed: PackedExperts | None
+    """Holds the weight where it is kept in four bits; `weight` is None then."""
+
+    @property
+    def width(self) -> int:
+        """Size of the output."""
+        if self.weight is None:
+            assert self.packed is not None
+            return self.packed.shape[2]
+        return self.weight.shape[2 if self.transposed else 1]
 
     def matrix(self, expert: int, dtype: torch.dtype) -> torch.Tensor:
+        if self.packed is not None:
+            return self.packed.matrix(expert, dtype)
+        assert self.weight is not None
         weight = self.weight[expert] if self.transposed else self.weight[expert].T
         return weight.to(dtype)
 
@@ -162,7 +180,7 @@ class _SortedExperts(torch.autograd.Function):
         x_TH = hidden_TH.to(dtype)
         rows = len(routing.token_P)
         down_PH = x_TH.new_empty(rows, x_TH.shape[1])
-        gate_up_PF = x_TH.new_empty(rows, _width(up)) if keep else None
+        gate_up_PF = x_TH.new_empty(rows, up.width) if keep else None
         for expert, (start, stop) in enumerate(routing.bounds):
             if start < stop:
                 x_MH = x_TH.index_select(0, routing.token_P[start:stop])
@@ -207,17 +225,19 @@ class _SortedExperts(torch.autograd.Function):
         return grad_hidden, grad_weights, None, None, None, None, None, None, *up_grads.all(), *down_grads.all()
 
 
-def _width(projection: Projection) -> int:
-    return projection.weight.shape[2 if projection.transposed else 1]
-
-
-def _parameters(experts: Any, name: str) -> tuple[tuple[torch.Tensor | None, ...], tuple[float, bool]]:
+def _parameters(
+    experts: Any, name: str
+) -> tuple[tuple[torch.Tensor | None, ...], tuple[float, bool, PackedExperts | None]]:
+    """A projection's tensors, and what else it is made from."""
     bias = getattr(experts, f"{name}_bias") if experts.has_bias else None
     adapters = getattr(experts, "adapters", None)
     tensors, scale = (None, None), 1.0
     if adapters is not None and name in adapters:
         tensors, scale = (adapters[name].lora_A, adapters[name].lora_B), adapters[name].scale
-    return (getattr(experts, name), bias, *tensors), (scale, experts.is_transposed)
+    weight = getattr(experts, name)
+    if isinstance(weight, PackedExperts):
+        return (None, bias, *tensors), (scale, True, weight)
+    return (weight, bias, *tensors), (scale, experts.is_transposed, None)
 
 
 def sorted_experts(
@@ -228,13 +248,15 @@ def sorted_experts(
     Nothing here gathers by advanced indexing or adds in an order of its own: that would make the backward pass differ
     from run to run.
     """
-    if not experts.has_gate or experts.has_post_expert_norm:
+    if not experts.has_gate or getattr(experts, "has_post_expert_norm", False):
         raise ModelError(f"{type(experts).__name__} has no gate or a norm after its experts: not supported")
     device = hidden_TH.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_TH.dtype
-    routing = route(indices_Tk, weights_Tk.detach(), experts.num_experts)
     up, up_parts = _parameters(experts, "gate_up_proj")
     down, down_parts = _parameters(experts, "down_proj")
+    if device == "cuda" and dtype == torch.bfloat16:
+        return grouped_experts(experts, hidden_TH, indices_Tk, weights_Tk, dtype, (up, up_parts), (down, down_parts))
+    routing = route(indices_Tk, weights_Tk.detach(), experts.num_experts)
     keep, gate = torch.is_grad_enabled(), experts._apply_gate
     return _SortedExperts.apply(hidden_TH, weights_Tk, routing, gate, keep, dtype, up_parts, down_parts, *up, *down)
 

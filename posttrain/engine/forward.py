@@ -13,15 +13,21 @@ from posttrain.engine.packing import Item, MicroBatch, pack, plan_micro_batches
 from posttrain.recipe.types import Precision
 
 
-def precision_context(precision: Precision) -> AbstractContextManager[object]:
-    return torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
+def precision_context(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def device_of(model: PreTrainedModel) -> torch.device:
+    """Where the layers are; the vocabulary may be elsewhere."""
+    return next(model.get_decoder().layers.parameters()).device
 
 
 def hidden_states(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
     """The last layer's normed states [T, H] of one packed row."""
+    device = device_of(model)
     output = model.get_decoder()(
-        input_ids=batch.input_ids_1T,
-        position_ids=batch.position_ids_1T,
+        input_ids=batch.input_ids_1T.to(device, non_blocking=True),
+        position_ids=batch.position_ids_1T.to(device, non_blocking=True),
         attention_mask=None,
         use_cache=False,
         plan=batch.plan,
@@ -31,8 +37,8 @@ def hidden_states(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
 
 
 def head_weight(model: PreTrainedModel) -> torch.Tensor:
-    """The output head's matrix [V, H]."""
-    return cast(nn.Linear, model.get_output_embeddings()).weight
+    """The output head's matrix [V, H], on the layers' device."""
+    return cast(nn.Linear, model.get_output_embeddings()).weight.to(device_of(model), non_blocking=True)
 
 
 def _softcap(model: PreTrainedModel) -> float | None:
@@ -47,11 +53,12 @@ def next_logits(model: PreTrainedModel, hidden_BH: torch.Tensor) -> torch.Tensor
 def batch_logprobs(
     model: PreTrainedModel, batch: MicroBatch, precision: Precision, temperature: float = 1.0
 ) -> torch.Tensor:
-    """Float32 log-probabilities [N] at the batch's targets."""
-    with precision_context(precision):
+    """Float32 log-probabilities [N] at the batch's targets, on the CPU: objectives are small and need no device."""
+    device = device_of(model)
+    with precision_context(precision, device):
         hidden_TH = hidden_states(model, batch)
-        head = head_weight(model)
-        return target_logprobs(hidden_TH, head, batch.source_N, batch.target_N, temperature, _softcap(model))
+        source_N, target_N = (numbers_N.to(device) for numbers_N in (batch.source_N, batch.target_N))
+        return target_logprobs(hidden_TH, head_weight(model), source_N, target_N, temperature, _softcap(model)).cpu()
 
 
 @torch.no_grad()

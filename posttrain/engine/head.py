@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
+from posttrain.engine.fusing import fused
+
 CHUNK_LOGITS = {"cpu": 2**21, "cuda": 2**28}
 """Logits that exist at once, at most: on a CPU so many as its caches hold."""
 SMALLEST_CHUNK = 256
@@ -30,13 +32,10 @@ class _ChunkedLogProbs(torch.autograd.Function):
         logprob_N = torch.empty(len(target_N), dtype=torch.float32, device=hidden_NH.device)
         slope_NH = torch.empty_like(hidden_NH) if keep else None
         for chunk in _chunks(len(target_N), len(weight_VH), hidden_NH.device):
-            logits_CV = _logits(hidden_NH[chunk], weight_VH, temperature, softcap)
-            lse_C1 = torch.logsumexp(logits_CV, dim=-1, keepdim=True)
-            target_C1 = target_N[chunk, None]
-            logprob_N[chunk] = (logits_CV.gather(1, target_C1) - lse_C1)[:, 0]
+            raw_CV = hidden_NH[chunk] @ weight_VH.T
+            logprob_N[chunk], slope_CV = _logprob_and_slope(raw_CV, target_N[chunk], temperature, softcap, keep)
             if slope_NH is not None:
-                slope_CV = _slope(logits_CV, lse_C1, target_C1, temperature, softcap)
-                torch.mm(slope_CV.to(hidden_NH.dtype), weight_VH, out=slope_NH[chunk])
+                torch.mm(slope_CV, weight_VH, out=slope_NH[chunk])
         ctx.save_for_backward(slope_NH, hidden_NH, weight_VH, target_N)
         ctx.temperature, ctx.softcap = temperature, softcap
         return logprob_N
@@ -49,10 +48,9 @@ class _ChunkedLogProbs(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32)
             for chunk in _chunks(len(target_N), len(weight_VH), hidden_NH.device):
-                logits_CV = _logits(hidden_NH[chunk], weight_VH, ctx.temperature, ctx.softcap)
-                lse_C1 = torch.logsumexp(logits_CV, dim=-1, keepdim=True)
-                slope_CV = _slope(logits_CV, lse_C1, target_N[chunk, None], ctx.temperature, ctx.softcap)
-                grad_weight += slope_CV.mul_(grad_N[chunk, None]).to(hidden_NH.dtype).T @ hidden_NH[chunk]
+                raw_CV = hidden_NH[chunk] @ weight_VH.T
+                _, slope_CV = _logprob_and_slope(raw_CV, target_N[chunk], ctx.temperature, ctx.softcap, True)
+                grad_weight += (slope_CV * grad_N[chunk, None].to(slope_CV.dtype)).T @ hidden_NH[chunk]
             grad_weight = grad_weight.to(weight_VH.dtype)
         return grad_hidden, grad_weight, None, None, None, None
 
@@ -63,28 +61,34 @@ def _chunks(targets: int, vocabulary: int, device: torch.device) -> Iterator[sli
         yield slice(start, start + size)
 
 
-def _logits(
-    hidden_CH: torch.Tensor, weight_VH: torch.Tensor, temperature: float, softcap: float | None
-) -> torch.Tensor:
-    logits_CV = capped(hidden_CH @ weight_VH.T, softcap).float()
-    return logits_CV if temperature == 1 else logits_CV.div_(temperature)
-
-
-def _slope(
-    logits_CV: torch.Tensor,
-    lse_C1: torch.Tensor,
-    target_C1: torch.Tensor,
-    temperature: float,
-    softcap: float | None,
-) -> torch.Tensor:
-    """d logprob / d (hidden · W), written over the logits."""
+@fused
+def _logprob_and_slope(
+    raw_CV: torch.Tensor, target_C: torch.Tensor, temperature: float, softcap: float | None, keep: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """log p(target), and with `keep` d logprob / d raw in raw's type, of raw = hidden · W."""
+    logits_CV = capped(raw_CV, softcap).float()
+    if temperature != 1:
+        logits_CV = logits_CV / temperature
+    lse_C1 = torch.logsumexp(logits_CV, dim=-1, keepdim=True)
+    target_C1 = target_C[:, None]
+    logprob_C = (logits_CV.gather(1, target_C1) - lse_C1)[:, 0]
+    if not keep:
+        return logprob_C, None
     # tanh' = 1 − tanh², and the capped logit is softcap · tanh.
     bend_CV = None if softcap is None else 1 - (logits_CV * (temperature / softcap)) ** 2
-    slope_CV = logits_CV.sub_(lse_C1).exp_().neg_()
-    slope_CV.scatter_add_(1, target_C1, torch.ones_like(lse_C1))
+    if raw_CV.device.type == "cpu":
+        # The logits may be raw's own memory, which nobody reads again.
+        slope_CV = logits_CV.sub_(lse_C1).exp_().neg_()
+        slope_CV.scatter_add_(1, target_C1, torch.ones_like(lse_C1))
+    else:
+        # Without a scatter it is one kernel.
+        hit_CV = torch.arange(raw_CV.shape[1], device=raw_CV.device) == target_C1
+        slope_CV = hit_CV.float() - (logits_CV - lse_C1).exp()
     if temperature != 1:
-        slope_CV.div_(temperature)
-    return slope_CV if bend_CV is None else slope_CV.mul_(bend_CV)
+        slope_CV = slope_CV / temperature
+    if bend_CV is not None:
+        slope_CV = slope_CV * bend_CV
+    return logprob_C, slope_CV.to(raw_CV.dtype)
 
 
 def target_logprobs(

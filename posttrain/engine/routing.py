@@ -15,7 +15,7 @@ class RoutingWatch:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._counts: dict[int, torch.Tensor] = {}
-        self._entropy, self._tokens = 0.0, 0
+        self._entropy, self._tokens = torch.zeros((), dtype=torch.float64), 0
         for number, layer in enumerate(model.get_decoder().layers):
             router = getattr(layer.mlp, "router", None) or getattr(layer.mlp, "gate", None)
             if router is not None and hasattr(layer.mlp, "experts"):
@@ -26,9 +26,11 @@ class RoutingWatch:
         def seen(router: nn.Module, arguments: Any, output: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
             logits_TE, _, indices_Tk = output
             logprob_TE = torch.log_softmax(logits_TE.float(), dim=-1)
-            self._entropy -= float((logprob_TE.exp() * logprob_TE).sum())
+            # Nothing here waits for the device.
+            self._entropy = self._entropy.to(logits_TE.device) - (logprob_TE.exp() * logprob_TE).sum()
             self._tokens += len(logits_TE)
-            count_E = torch.bincount(indices_Tk.reshape(-1), minlength=logits_TE.shape[-1])
+            expert_E1 = torch.arange(logits_TE.shape[-1], device=indices_Tk.device)[:, None]
+            count_E = (indices_Tk.reshape(-1) == expert_E1).sum(1)
             self._counts[layer] = self._counts.get(layer, 0) + count_E
 
         def while_training(router: nn.Module, arguments: Any, output: Any) -> None:
@@ -49,7 +51,7 @@ class RoutingWatch:
         values = {
             "expert_load_max": max(float(load_E.max()) for load_E in loads),
             "dead_experts": float(sum(int((load_E == 0).sum()) for load_E in loads)),
-            "router_entropy": self._entropy / self._tokens,
+            "router_entropy": float(self._entropy) / self._tokens,
         }
-        self._counts, self._entropy, self._tokens = {}, 0.0, 0
+        self._counts, self._entropy, self._tokens = {}, torch.zeros((), dtype=torch.float64), 0
         return values

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from gguf import GGML_QUANT_SIZES, GGUFWriter
 
+from posttrain.engine import mxfp4
 from posttrain.errors import ModelError
-from posttrain.export import mxfp4
 from posttrain.export.factors import Factors, plan_factors
 from posttrain.export.gguf_layout import (
     MODEL_NAMES,

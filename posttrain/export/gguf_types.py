@@ -7,8 +7,8 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 from gguf.quants import quantize
 
+from posttrain.engine import mxfp4
 from posttrain.errors import PhaseFault
-from posttrain.export import mxfp4
 from posttrain.export.tensors import TensorSpec
 
 GgufType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "mxfp4", "auto"]

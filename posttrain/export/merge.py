@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import torch
 
+from posttrain.engine import mxfp4
 from posttrain.errors import ModelError, PhaseFault
-from posttrain.export import mxfp4
 from posttrain.export.factors import Factors, plan_factors
 from posttrain.export.survival import Survival, Survivals
 from posttrain.export.tensors import ShardWriter, TensorFolder, TensorSpec, write_index

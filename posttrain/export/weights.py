@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from posttrain.engine.mxfp4 import GROUP
 from posttrain.errors import ModelError
-from posttrain.export.mxfp4 import GROUP
 from posttrain.export.tensors import TensorFolder, TensorSpec
 
 Layout = Literal["plain", "transposed", "pieces", "mxfp4"]

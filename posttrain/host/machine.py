@@ -118,3 +118,5 @@ def set_thread_environment(threads: int) -> None:
     # Kernels for bfloat16 products are compiled per shape; the default of 1024 forgets them from step to step.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Rows differ in length from step to step: blocks that grow leave no holes.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")

@@ -4,13 +4,13 @@ import itertools
 from collections import Counter
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from posttrain.chat.render import Renderer, renderer
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.data.shard import Shard
-from posttrain.engine.model import load_model
+from posttrain.engine.device import fuse_layers, prepare_device
+from posttrain.engine.model import hold_frozen, load_model
 from posttrain.phases.context import PhaseContext, PhaseOutcome
 from posttrain.phases.preference import margins, pair_item
 from posttrain.recipe.types import EvaluatePhase, Vote
@@ -23,9 +23,16 @@ from posttrain.scoring.votes import majority, pass_at
 
 
 def run(context: PhaseContext, phase: EvaluatePhase) -> PhaseOutcome:
-    torch.set_num_threads(context.execution.threads)
     state = context.states[phase.model]
-    model = load_model(context.base_folder(state), context.adapter_folder(state))
+    model = load_model(
+        context.base_folder(state),
+        context.adapter_folder(state),
+        device=prepare_device(context.execution, phase.precision),
+        precision=phase.precision,
+        packed=context.execution.base_weights == "packed",
+    )
+    hold_frozen(model, phase.precision)
+    fuse_layers(model, phase.precision)
     render = renderer(context.recipe.chat, Tokenizer.load(context.base_folder(state)))
     sampler = Sampler(model, render.stop_tokens, phase.precision, context.execution.rollout_tokens)
 

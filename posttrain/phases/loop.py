@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from posttrain.engine import adapters, checkpoint
 from posttrain.engine.activations import keep_activations
 from posttrain.engine.checkpoint import TrainingState
+from posttrain.engine.device import fuse_layers, keep_vocabulary_on_cpu, prepare_device
 from posttrain.engine.model import hold_frozen, load_model, trainable, unfreeze_adapter
 from posttrain.engine.optimizer import learning_rate, make_optimizer
 from posttrain.engine.packing import Item, plan_micro_batches
@@ -56,13 +57,21 @@ def num_steps(steps: Steps, of_epoch: Callable[[int], int], per_step: int) -> in
 
 def load_trainable(context: PhaseContext, phase: TrainingPhase) -> PreTrainedModel:
     """The phase's model state with what the phase may train unfrozen."""
-    torch.set_num_threads(context.execution.threads)
+    full = isinstance(phase.trainable, FullParameters)
+    device = prepare_device(context.execution, phase.precision)
     seed = seed_of(context.recipe.seed, phase.name, "init")
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     state = context.states[phase.model]
-    model = load_model(context.base_folder(state), context.adapter_folder(state), fresh_seed=context.recipe.seed)
+    model = load_model(
+        context.base_folder(state),
+        context.adapter_folder(state),
+        fresh_seed=context.recipe.seed,
+        device=device,
+        precision="float32" if full else phase.precision,
+        packed=context.execution.base_weights == "packed" and not full,
+    )
     match phase.trainable:
         case Lora() as spec:
             adapters.attach(model, spec)
@@ -73,6 +82,9 @@ def load_trainable(context: PhaseContext, phase: TrainingPhase) -> PreTrainedMod
         case FullParameters():
             model.requires_grad_(True)
     hold_frozen(model, phase.precision)
+    if context.execution.vocabulary == "cpu":
+        keep_vocabulary_on_cpu(model)
+    fuse_layers(model, phase.precision)
     keep_activations(model, context.execution)
     return model
 

@@ -628,7 +628,14 @@ class Recipe(Frozen):
 class Execution(Frozen):
     """How this machine carries the recipe out. May change between attempts; every attempt records it."""
 
-    device: Literal["cpu"] = "cpu"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model is; `auto` is a GPU where there is one."""
+    compile: Literal["auto", "off"] = "auto"
+    """Whether elementwise chains become one kernel each on a GPU; `off` runs them operation by operation."""
+    base_weights: Literal["unpacked", "packed"] = "unpacked"
+    """Whether experts of an MXFP4 base are unpacked when they are loaded, or kept in four bits until they are used."""
+    vocabulary: Literal["device", "cpu"] = "device"
+    """Where a frozen embedding and output head are; `cpu` saves GPU memory and brings the head over for each use."""
     gpu_ranks: Annotated[str, Field(pattern=r"^\d+(,\d+)*$")] | None = None
     """Numbers of the GPUs that the run may see, as `0,1`; else all of them."""
     threads: Positive = 2

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from posttrain.engine.attention import Prefill, SlotCache
 from posttrain.engine.decode import DecodeProgram, decode_program
-from posttrain.engine.forward import next_logits, precision_context
+from posttrain.engine.forward import device_of, next_logits, precision_context
 from posttrain.engine.packing import Item, pack, plan_micro_batches
 from posttrain.recipe.types import Precision, Sampling
 
@@ -68,7 +68,7 @@ class Sampler:
         uniforms = [np.random.default_rng(seed).random(sampling.max_new_tokens) for seed in seeds]
         active = torch.arange(len(prompts))
         program = decode_program(self.model) if self.precision == "float32" else None
-        with precision_context(self.precision):
+        with precision_context(self.precision, device_of(self.model)):
             cache, logits_BV = self._prefill(prompts, sampling.max_new_tokens)
             for position in range(sampling.max_new_tokens):
                 drawn_B = torch.tensor([uniforms[number][position] for number in active.tolist()])

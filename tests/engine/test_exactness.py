@@ -207,7 +207,9 @@ def test_an_adapter_for_another_model_is_refused(toy_adapter, tmp_path):
 
 def test_too_little_memory_is_said_before_loading(toy, monkeypatch):
     monkeypatch.setattr("posttrain.engine.model.available_bytes", lambda: 1000)
-    with pytest.raises(MachineError, match=r"needs 0\.0 GB .* and 0\.0 GB are available: choose a smaller base"):
+    with pytest.raises(
+        MachineError, match=r"needs 0\.0 GB, and 0\.0 GB of memory are available: choose a smaller base"
+    ):
         load_model(toy)
 
 

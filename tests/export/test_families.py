@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Mxfp4Config
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
+from posttrain.engine import mxfp4
 from posttrain.errors import ModelError
-from posttrain.export import mxfp4
 from posttrain.export.merge import apply_merge, plan_merge
 from posttrain.export.survival import Survival, Survivals
 from tests.export.toys import FAMILIES, any_adapter, dense_base, toy_base

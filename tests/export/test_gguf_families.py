@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers
 from transformers import AutoModelForCausalLM
 
+from posttrain.engine import mxfp4
 from posttrain.errors import ModelError, PhaseFault
-from posttrain.export import mxfp4
 from posttrain.export.gguf import write_gguf
 from posttrain.export.gguf_adapter import write_adapter
 from posttrain.export.gguf_types import GgufType

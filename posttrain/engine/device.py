@@ -1,0 +1,94 @@
+"""The device a model is on, and what has to be arranged before anything is put there."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from posttrain.engine import fusing
+from posttrain.engine.forward import device_of
+from posttrain.engine.fusing import fused
+from posttrain.errors import InputError, MachineError
+from posttrain.recipe.types import Execution, Precision
+
+
+def prepare_device(execution: Execution, precision: Precision) -> torch.device:
+    """The device that `execution` asks for, set up so that the same work gives the same bits.
+
+    Raises MachineError where it is not there or lacks the precision.
+    """
+    torch.set_num_threads(execution.threads)
+    there = torch.cuda.is_available()
+    if execution.device == "cuda" and not there:
+        built = torch.version.cuda or "none"
+        raise MachineError(
+            f"--device cuda: torch {torch.__version__} (CUDA build: {built}) sees no GPU; see nvidia-smi, or use "
+            f"--device cpu"
+        )
+    if execution.device == "cpu" or not there:
+        return torch.device("cpu")
+    if precision == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name()
+        raise MachineError(f"precision bfloat16: {name} has no bfloat16 products; use float32, or another GPU")
+    fusing.switch(execution.compile == "auto")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+_ROTARY_FUSED: set[str] = set()
+"""Modules of transformers whose rotary embedding is ours."""
+
+
+def fuse_layers(model: PreTrainedModel, precision: Precision) -> None:
+    """Norms and rotary embeddings of a GPU's layers as one kernel each, written in the type of the products that read
+    them: these would round them the same way."""
+    if device_of(model).type == "cpu":
+        return
+    # transformers has registries for attention and experts, but its rotary embedding is a function of the module.
+    modeling: Any = sys.modules[type(model.get_decoder().layers[0].self_attn).__module__]
+    if modeling.__name__ not in _ROTARY_FUSED:
+        _ROTARY_FUSED.add(modeling.__name__)
+        modeling.apply_rotary_pos_emb = _rotary(modeling.apply_rotary_pos_emb)
+    for layer in model.get_decoder().layers:
+        # Gemma's further norms add to the residual stream, which stays float32.
+        products_only = not hasattr(layer, "pre_feedforward_layernorm") and precision == "bfloat16"
+        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+            norm.forward = _norm(norm.forward, torch.bfloat16 if products_only else torch.float32)
+
+
+def _rotary(apply: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> Callable[..., Any]:
+    def rotated(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> Any:
+        q_rotated, k_rotated = apply(q, k, cos, sin)
+        return q_rotated.to(q.dtype), k_rotated.to(k.dtype)
+
+    return fused(rotated)
+
+
+def _norm(forward: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype) -> Callable[[torch.Tensor], Any]:
+    return fused(lambda hidden: forward(hidden).to(dtype))
+
+
+def keep_vocabulary_on_cpu(model: PreTrainedModel) -> None:
+    """Move the embedding and the output head to the CPU's memory; raises InputError where they are trained.
+
+    Tokens are looked up there; `posttrain.engine.forward.head_weight` brings the head over when it is used.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    device = embedding.weight.device
+    for module in (embedding, head):
+        if module.weight.requires_grad:
+            raise InputError("--vocabulary cpu: embedding and head are trained here; use --vocabulary device")
+        module.to("cpu")
+        if device.type == "cuda":
+            module.weight.data = module.weight.data.pin_memory()
+    if head.weight.data_ptr() != embedding.weight.data_ptr() and model.config.tie_word_embeddings:
+        head.weight = embedding.weight
+    forward = embedding.forward
+
+    def looked_up(input_ids: torch.Tensor) -> Any:
+        return forward(input_ids.cpu()).to(device)
+
+    embedding.forward = looked_up

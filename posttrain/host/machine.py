@@ -1,7 +1,10 @@
 """Facts about this machine, read without starting any framework."""
 
+import contextlib
+import ctypes
 import os
 import platform
+import resource
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -88,6 +91,21 @@ def free_bytes(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+def forget_peak() -> None:
+    """Give back what is free, and begin to measure the process's peak anew, where the kernel lets it be."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """The most memory that the process has held since the last `forget_peak`."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def is_out_of_memory(error: BaseException) -> bool:

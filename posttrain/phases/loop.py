@@ -2,7 +2,6 @@
 
 import gc
 import random
-import resource
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from posttrain.engine.packing import Item, plan_micro_batches
 from posttrain.engine.routing import RoutingWatch
 from posttrain.engine.step import LossSum, StepReport, train_step
 from posttrain.errors import MachineError, Stopped
+from posttrain.host import machine
 from posttrain.host.machine import is_out_of_memory
 from posttrain.phases.context import PhaseContext
 from posttrain.recipe.types import (
@@ -58,6 +58,10 @@ def num_steps(steps: Steps, of_epoch: Callable[[int], int], per_step: int) -> in
 def load_trainable(context: PhaseContext, phase: TrainingPhase) -> PreTrainedModel:
     """The phase's model state with what the phase may train unfrozen."""
     full = isinstance(phase.trainable, FullParameters)
+    release_memory()
+    machine.forget_peak()
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
     device = prepare_device(context.execution, phase.precision)
     seed = seed_of(context.recipe.seed, phase.name, "init")
     random.seed(seed)
@@ -238,7 +242,7 @@ class TrainingLoop:
         self._shown = {"loss": f"{report.loss:.3f}"} | {name: f"{value:.3f}" for name, value in extra.items()}
 
     def summary(self) -> dict[str, float]:
-        """Result metrics from the raw rows: last loss, tokens, tokens per second, and the process's peak memory."""
+        """Result metrics from the raw rows: last loss, tokens, tokens per second, and the phase's peak memory."""
         rows = list(read_lines(self.context.folder.metrics))
         tokens = sum(row["tokens"] for row in rows)
         seconds = sum(row["seconds"] for row in rows)
@@ -248,7 +252,8 @@ class TrainingLoop:
             "tokens": tokens,
             "target_tokens": sum(row["target_tokens"] for row in rows),
             "tokens_per_second": tokens / seconds if seconds else 0.0,
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_memory_bytes": machine.peak_bytes(),
+            **({"peak_gpu_bytes": torch.cuda.max_memory_allocated()} if torch.cuda.is_initialized() else {}),
         }
 
 

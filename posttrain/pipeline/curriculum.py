@@ -14,11 +14,11 @@ from posttrain.phases.context import ModelState, PhaseContext, PhaseFunction, Ph
 from posttrain.pipeline import gates
 from posttrain.pipeline.attempt import Attempt, attempt
 from posttrain.pipeline.base import resolve_base
-from posttrain.pipeline.estimate import checkpoint_bytes, disk_bytes
+from posttrain.pipeline.estimate import checkpoint_bytes, disk_bytes, facts_of
 from posttrain.pipeline.history import History, read_history
 from posttrain.pipeline.results import Result, describe, read_result
 from posttrain.pipeline.screen import Screen
-from posttrain.pipeline.sizes import ModelSize, model_size
+from posttrain.pipeline.sizes import ModelSize
 from posttrain.pipeline.standing import Standing, inputs_of, standing, states_of, survey
 from posttrain.recipe.check import TrainingPhase
 from posttrain.recipe.difference import difference
@@ -143,8 +143,9 @@ class Curriculum:
         recipe, run = self.request.recipe, self.run
         found = survey(run, recipe, base, read_history(self.attempt.journal))
         left = [phase for phase in recipe.phases if found[phase.name].todo != "skip"]
-        self.size = model_size(recipe, run)
-        needed = disk_bytes(recipe, left, self.size, self.request.execution)
+        facts = facts_of(recipe, run, self.request.execution)
+        self.size = facts.size
+        needed = disk_bytes(recipe, left, facts, self.request.execution)
         free = machine.free_bytes(run.path)
         if needed > free:
             self.screen.say(f"WARNING: the run needs about {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free")

@@ -39,7 +39,8 @@ def _subject(words: tuple[str, ...], runs_dir: Any) -> tuple[RunFolder, Recipe |
     found = find(words[0])
     flags = click.Command(found.name, params=[*run_options(found), *execution_options()])
     with flags.make_context("doctor", ["--runs-dir", str(runs_dir), *words[1:]]) as context:
-        return *chosen_run(found, context.params), execution_from(context.params)
+        run, recipe = chosen_run(found, context.params)
+        return run, recipe, execution_from(context.params, recipe)
 
 
 doctor = click.Command(

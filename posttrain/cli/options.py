@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from posttrain.errors import InputError, RunFolderError
 from posttrain.recipe.flags import Flag, FlagValue
 from posttrain.recipe.spelling import did_you_mean
-from posttrain.recipe.types import Execution
+from posttrain.recipe.types import Execution, Recipe
 from posttrain.run.folder import DEFAULT_RUNS_DIR, RunFolder
 
 
@@ -108,8 +108,14 @@ def flag_values(flags: list[Flag], given: Mapping[str, Any]) -> dict[str, FlagVa
     return values
 
 
-def execution_from(given: Mapping[str, Any]) -> Execution:
+def execution_from(given: Mapping[str, Any], recipe: Recipe | None = None) -> Execution:
+    """The execution options; where one was not given, the recipe's suggestion."""
     fields = {name: given[name] for name in Execution.model_fields}
+    suggested = recipe.suggested.model_dump(exclude={"micro_batch_tokens"}) if recipe else {}
+    source = click.get_current_context().get_parameter_source
+    for name, value in suggested.items():
+        if value is not None and source(name) is click.core.ParameterSource.DEFAULT:
+            fields[name] = value
     wrong = [f"--{name.replace('_', '-')} {value}" for name, value in fields.items() if _below_one(value)]
     if wrong:
         raise InputError(f"{', '.join(wrong)}: must be at least 1")

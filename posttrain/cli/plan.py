@@ -44,7 +44,7 @@ class PlanGroup(RecipeGroup):
     def command_for(self, found: FoundRecipe, source: str) -> click.Command:
         def show(**given: Any) -> None:
             run, recipe = chosen_run(found, given)
-            print_plan(run, recipe, execution_from(given))
+            print_plan(run, recipe, execution_from(given, recipe))
 
         options = [*run_options(found), *execution_options()]
         return click.Command(found.name, callback=show, params=options, help=found.function.__doc__)
@@ -56,7 +56,8 @@ def _plan_of_run(name: str) -> click.Command:
         if not run.recipe.is_file():
             known = [*shipped_names(), *run_names(run.path.parent)]
             raise RunFolderError(f"there is no recipe and no run {name!r}{did_you_mean(name, known)}; {_known(known)}")
-        print_plan(run, recipe_file.load(run.recipe), execution_from(given))
+        recipe = recipe_file.load(run.recipe)
+        print_plan(run, recipe, execution_from(given, recipe))
 
     return click.Command(name, callback=show, params=[runs_dir_option(), *execution_options()])
 

@@ -51,7 +51,7 @@ class RunGroup(RecipeGroup):
             from posttrain.pipeline.curriculum import Request
 
             accept = accept_pairs(given["accept"])
-            execution, redo_from = execution_from(given), given["redo_from"]
+            execution, redo_from = execution_from(given, recipe), given["redo_from"]
             request = Request(recipe, source, execution, redo_from, accept, prepared_only=given["skip_data"])
             carry_out_and_summarise(run, request, given["notify"])
 

@@ -99,8 +99,11 @@ def start_detached(run: RunFolder, recipe: Recipe, words: list[str], session: st
     """Refuse what cannot run while somebody is looking, then open the session and see that the run is held."""
     from posttrain.pipeline.curriculum import is_finished, refuse_other_recipe
 
-    refuse_other_recipe(run, recipe)
+    if not (run.path / "starting").exists():
+        # Before anything is written: it may be no run at all.
+        refuse_other_recipe(run, recipe)
     with _starting(run):
+        refuse_other_recipe(run, recipe)
         if (owner := holder(run)) is not None:
             raise RunFolderError(
                 f"run {run.path.name!r} is already worked on by {owner}; look at it with: posttrain attach {run.words}"

@@ -1,6 +1,6 @@
 """What a phase is given and what it hands back. No torch here: the pipeline reads this file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,6 @@ from posttrain.run.folder import PhaseFolder, RunFolder
 from posttrain.run.journal import Journal
 
 MICRO_BATCH_TOKENS = 8192
-CHECKPOINT_EVERY_STEPS = 50
 """Where neither the execution nor the recipe says."""
 
 
@@ -59,6 +58,8 @@ class PhaseContext:
     """One line to the terminal and the attempt's log."""
     interruptible: Callable[[], AbstractContextManager[None]] = nullcontext
     """Within, a request to stop raises `Stopped` at once: for work that leaves nothing half-done when broken off."""
+    track: Callable[[str, int, Mapping[str, Any]], None] = lambda phase, step, row: None
+    """track(phase, step, the step's row of metrics)."""
     prepared_only: bool = False
     """Datasets that are not prepared yet are not made."""
 
@@ -76,11 +77,6 @@ class PhaseContext:
             if event["event"] == "out_of_memory" and event["fingerprint"] == self.fingerprint
         ]
         return min([asked, *ran_out])
-
-    @property
-    def checkpoint_every_steps(self) -> int:
-        suggested = self.recipe.suggested.checkpoint_every_steps
-        return self.execution.checkpoint_every_steps or suggested or CHECKPOINT_EVERY_STEPS
 
     def base_folder(self, state: ModelState) -> Path:
         return self.run.model_folder(state.base)

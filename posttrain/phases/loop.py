@@ -137,6 +137,7 @@ class TrainingLoop:
     def _update(
         self, items: Sequence[Item], loss_sum: LossSum, denominator: float, step: int, temperature: float
     ) -> StepReport:
+        faults.reach("train.pass")
         return train_step(
             self.model,
             self.optimizer,
@@ -207,7 +208,7 @@ class TrainingLoop:
                     break
                 if self.context.stop_requested():
                     self.stop()
-                if step % self.context.checkpoint_every_steps == 0:
+                if step % self.context.execution.checkpoint_every_steps == 0:
                     self._save(step)
 
     def stop(self) -> NoReturn:
@@ -239,6 +240,7 @@ class TrainingLoop:
             **extra,
         }
         append_lines(self.context.folder.metrics, [row])
+        self.context.track(self.context.folder.path.name, step, row)
         self._shown = {"loss": f"{report.loss:.3f}"} | {name: f"{value:.3f}" for name, value in extra.items()}
 
     def summary(self) -> dict[str, float]:

@@ -11,6 +11,7 @@ from posttrain.errors import GateFailed, MachineError, PhaseFault, PosttrainErro
 from posttrain.host import machine
 from posttrain.pipeline.screen import Screen
 from posttrain.pipeline.stop import StopSignals
+from posttrain.pipeline.track import Tracker
 from posttrain.pipeline.watch import Watch
 from posttrain.recipe.types import Execution, Recipe
 from posttrain.run import manifest, recipe_file
@@ -27,6 +28,7 @@ class Attempt:
     journal: Journal
     stop: StopSignals
     watch: Watch
+    tracker: Tracker
 
 
 @contextlib.contextmanager
@@ -43,9 +45,13 @@ def attempt(run: RunFolder, recipe: Recipe, source: str, execution: Execution, s
     log = AttemptLog(log_path(run, number))
     screen.attach(log)
     try:
-        with StopSignals(screen.say) as stop, Watch(run, screen, stop) as watch:
+        with (
+            StopSignals(screen.say) as stop,
+            Watch(run, screen, stop) as watch,
+            contextlib.closing(Tracker(execution.tracker, run, recipe, screen.say)) as tracker,
+        ):
             try:
-                yield Attempt(number, journal, stop, watch)
+                yield Attempt(number, journal, stop, watch, tracker)
             except Stopped:
                 if stop.error is None:
                     raise

@@ -196,6 +196,7 @@ class Curriculum:
         result["gates"] = [gates.judge(gate, result["metrics"], rows) for gate in judged]
         write_json_atomic(folder.result, result)
         faults.reach("phase.after_result")
+        self.attempt.tracker.log(f"{phase.name}/result", 0, result["metrics"])
         self._note_datasets(result)
         done = outcome.notes[0] if outcome.skipped else f"done in {result['seconds']:.1f} s"
         self.screen.say(f"{phase.name}: {done}")
@@ -236,6 +237,7 @@ class Curriculum:
             stop_requested=self.attempt.stop.requested,
             say=self.screen.say,
             interruptible=self.attempt.stop.interruptible,
+            track=self.attempt.tracker.log,
             prepared_only=self.request.prepared_only,
         )
 

@@ -138,7 +138,7 @@ def disk(recipe: Recipe, phase: Phase, facts: Facts, execution: Execution) -> di
         case SftPhase() | PreferencePhase() | GrpoPhase():
             trained, _ = trainable(recipe, phase, size)
             steps = expected_steps(recipe, phase, facts.rows) or 0
-            every = execution.checkpoint_every_steps or recipe.suggested.checkpoint_every_steps or 50
+            every = execution.checkpoint_every_steps
             # One more exists while the newest is being written; the last step saves none.
             saved = min(execution.keep_checkpoints + 1, (steps - 1) // every if steps else 0)
             found = {"checkpoints": saved * checkpoint_bytes(recipe, phase, size), "adapter": 4 * trained}

@@ -75,7 +75,8 @@ def memory(
     width = 2 if getattr(phase, "precision", "float32") == "bfloat16" else 4
     trained, rank = trainable(recipe, phase, size) if isinstance(phase, TrainingPhase) else (0, 0)
     full = isinstance(phase, TrainingPhase) and isinstance(phase.trainable, FullParameters)
-    weights = weight_bytes(size, width, execution.base_weights == "packed")
+    packed = execution.base_weights == "packed" and not _is_merged(recipe, phase)
+    weights = weight_bytes(size, width, packed)
     if isinstance(phase, ExportPhase | MergePhase):
         # A merged model is verified beside the one it was made from.
         weights = 2 * 4 * size.parameters if isinstance(phase, ExportPhase) else 4 * size.parameters
@@ -91,6 +92,15 @@ def memory(
         activations=activations,
         cache=cache_bytes(recipe, phase, size, execution, width),
     )
+
+
+def _is_merged(recipe: Recipe, phase: Phase) -> bool:
+    """Whether the phase's base is a merged folder, whose experts are no longer packed."""
+    made = {one.name: one for one in recipe.phases}
+    model = getattr(phase, "model", "base")
+    while model in made and not isinstance(made[model], MergePhase):
+        model = getattr(made[model], "model", "base")
+    return model in made
 
 
 def trainable(recipe: Recipe, phase: TrainingPhase, size: ModelSize) -> tuple[int, int]:
@@ -144,7 +154,8 @@ def activation_bytes(size: ModelSize, rank: int, tokens: int, execution: Executi
         case _:
             kept, again = attention, 2.5 * feed_forward
     if execution.mlp_tile_tokens is not None:
-        again *= min(1.0, execution.mlp_tile_tokens / tokens)
+        beyond = feed_forward * (1 - min(1.0, execution.mlp_tile_tokens / tokens))
+        again -= (2.0 if execution.recompute == "full" else 2.5) * beyond
     layers = 0 if execution.activation_offload == "cpu" and device == "cuda" else size.layers
     per_token = KEPT_TWICE[device] * (layers * kept + size.hidden) + again
     logits = min(HEAD_LOGITS[device], tokens * size.vocabulary)

@@ -17,7 +17,7 @@ from posttrain.run.folder import RunFolder
 from posttrain.run.journal import Journal
 
 REMEDIES = {
-    "weights": "--base-weights packed for an MXFP4 base, or another base",
+    "weights": "--base-weights packed for an MXFP4 base, another base, or a machine with more",
     "optimizer": "a smaller rank in the recipe's Lora",
     "activations": "--recompute full, then --mlp-tile-tokens 2048, then a smaller --micro-batch-tokens",
     "cache": "fewer --rollout-tokens",

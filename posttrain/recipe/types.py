@@ -599,14 +599,19 @@ Phase = Annotated[
 
 
 class Suggested(Frozen):
-    """What the recipe would be carried out with; an execution's own values come first."""
+    """What the recipe would be carried out with. What is asked for by an option comes first; null suggests nothing."""
 
     micro_batch_tokens: dict[str, Positive]
     """By training phase."""
     checkpoint_every_steps: Positive | None
+    recompute: Literal["none", "selective", "full"] | None
+    mlp_tile_tokens: Positive | None
+    base_weights: Literal["unpacked", "packed"] | None
 
 
-NOTHING_SUGGESTED = Suggested(micro_batch_tokens={}, checkpoint_every_steps=None)
+NOTHING_SUGGESTED = Suggested(
+    micro_batch_tokens={}, checkpoint_every_steps=None, recompute=None, mlp_tile_tokens=None, base_weights=None
+)
 
 
 class Recipe(Frozen):
@@ -652,6 +657,7 @@ class Execution(Frozen):
     """Where tensors wait for the backward pass: with the model, or in the CPU's memory."""
     rollout_tokens: Positive = 65536
     """Key-value positions the sampler may hold at once."""
-    checkpoint_every_steps: Positive | None = None
-    """Else what the recipe suggests, or 50."""
+    checkpoint_every_steps: Positive = 50
     keep_checkpoints: Positive = 2
+    tracker: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+    """Who is told the metrics besides the run's own files."""

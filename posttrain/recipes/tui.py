@@ -128,6 +128,9 @@ def tui(
         suggested=Suggested(
             micro_batch_tokens={name: part.at_once * part.tokens for name, part in profile.items()},
             checkpoint_every_steps=SAVE_EVERY,
+            recompute=None if quick_test else "full",
+            mlp_tile_tokens=None if quick_test else 8192,
+            base_weights=None if quick_test else "packed",
         ),
     )
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, GptOssConfig
 from posttrain.engine.model import load_model
 from posttrain.host import machine
 from posttrain.recipe.types import Sampling
-from posttrain.rollout.sampler import Sampler
+from posttrain.rollout.in_process import InProcessSampler
 from posttrain.run.manifest import package_versions
 
 RESULTS = Path(__file__).parent / "results" / "decode.json"
@@ -75,8 +75,8 @@ def peer(folder: Path, experts: str, prompts: list[list[int]]) -> Callable[[], l
 
 
 def ours(folder: Path, prompts: list[list[int]]) -> Callable[[], list[list[int]]]:
-    sampler = Sampler(load_model(folder), frozenset(), "float32", 1 << 20)
-    sampling = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=NEW, max_turns=1)
+    sampler = InProcessSampler(load_model(folder), frozenset(), "float32", 1 << 20)
+    sampling = Sampling(temperature=0.0, top_p=1.0, top_k=None, max_new_tokens=NEW, max_turns=1)
     return lambda: [sampled.tokens for sampled in sampler.sample(prompts, [0] * len(prompts), sampling)]
 
 

@@ -1,10 +1,11 @@
 """How fast models are merged and written as GGUF, beside the disk and beside PEFT, and how much memory that takes.
 
-`python -m bench.export` makes a random GPT-OSS of 2 GB in a temporary folder, merges an adapter into it, alternating
-with plain writes of as many bytes, runs PEFT's `merge_and_unload` and `save_pretrained` on the same files, and writes
-GGUF files. `--one-layer` merges one layer of the 20B model's shapes instead, with its embedding and head. Everything is
-a process of its own, timed inside after its imports; files are synced before the clock stops. Prints tables and writes
-`bench/results/export*.json`.
+`python -m bench.export` makes a random GPT-OSS of 2 GB in a temporary folder, merges an adapter into it and writes it
+as MXFP4 and GGUF, in turn with plain writes of as many bytes, synced as often, and with the same computations without
+a disk (`compute ...`); then PEFT's `merge_and_unload` and `save_pretrained` on the same files. `--one-layer` takes one
+layer of the 20B model's shapes instead, with its embedding and head. Everything is a process of its own, timed inside
+after its imports; files are synced before the clock stops, the model that is read has just been read. Prints tables and
+writes `bench/results/export*.json`.
 """
 
 import argparse
@@ -41,13 +42,16 @@ TOY = {
 }
 ONE_LAYER = {"num_hidden_layers": 1}
 """Of the 20B model, whose other shapes are the config's defaults."""
+COMPUTED = ("merge", "gguf q8_0", "gguf auto")
+TURN = ["disk", "merge", "mxfp4", "gguf bf16", "gguf q8_0", "gguf auto", *(f"compute {what}" for what in COMPUTED)]
+ONE_LAYER_TURN = ["disk", "merge", "mxfp4", "gguf bf16", "gguf q8_0", "gguf auto"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.export", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="how often the disk and the merge alternate")
     parser.add_argument("--layers", type=int, default=TOY["num_hidden_layers"], help="of the random model, 0.2 GB each")
-    parser.add_argument("--one-layer", action="store_true", help="one layer of the 20B shape, merge only")
+    parser.add_argument("--one-layer", action="store_true", help="one layer of the 20B shape")
     parser.add_argument("--child", nargs=3, metavar=("WHAT", "SOURCE", "TARGET"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(2)
@@ -58,12 +62,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-export-") as folder:
         source = Path(folder) / "source"
         make_model(source, ONE_LAYER if given.one_layer else TOY | {"num_hidden_layers": given.layers})
-        plan = ["disk", "merge"] * (1 if given.one_layer else given.rounds)
-        if not given.one_layer:
-            plan += ["peft", "gguf bf16", "gguf bf16", "gguf q8_0", "gguf auto", "peft"]
+        plan = ONE_LAYER_TURN if given.one_layer else TURN * given.rounds + ["peft"] * 2
         measured: dict[str, list[dict[str, float]]] = {}
         for what in plan:
-            measured.setdefault(what, []).append(run_child(what, source, Path(folder) / "target"))
+            found = run_child(what, source, Path(folder) / "target")
+            print(f"{what}: {found['seconds']:.2f} s", flush=True)
+            measured.setdefault(what, []).append(found)
     rows = [summary(what, found) for what, found in measured.items()]
     show(rows)
     facts: dict[str, Any] = {"hardware": machine.facts(), "load": os.getloadavg()[0], "packages": package_versions()}
@@ -158,19 +162,7 @@ def prepare(what: str, source: Path, target: Path) -> Callable[[], None]:
     """Import what is needed, and return the work to be timed."""
     base, adapter = source / "base", source / "adapter"
     if what == "disk":
-        size = (base / "model.safetensors").stat().st_size
-        part = os.urandom(16 << 20)
-
-        def write() -> None:
-            with open(target / "plain", "wb", buffering=0) as file:
-                for _ in range(size // len(part)):
-                    file.write(part)
-
-        return write
-    if what == "merge":
-        from posttrain.export.merge import apply_merge, plan_merge
-
-        return lambda: apply_merge(plan_merge(base, adapter, torch.bfloat16), target) and None
+        return lambda: write_plainly(target / "plain", (base / "model.safetensors").stat().st_size)
     if what == "peft":
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
@@ -180,10 +172,47 @@ def prepare(what: str, source: Path, target: Path) -> Callable[[], None]:
             PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(target)
 
         return merge
-    from posttrain.export.gguf import write_gguf
+    from posttrain.export import gguf
+    from posttrain.export import merge as merging
 
+    if what in ("merge", "mxfp4"):
+        plan = merging.plan_merge(base, adapter, torch.bfloat16, what == "mxfp4")
+        return lambda: merging.apply_merge(plan, target) and None
+    if what.startswith("gguf "):
+        kind: Any = what.removeprefix("gguf ")
+        return lambda: gguf.write_gguf(base, target / "model.gguf", kind, "bench", adapter)
+    return lambda: compute(what.removeprefix("compute "), base, adapter)
+
+
+def write_plainly(file: Path, size: int) -> None:
+    """What the exporters ask of the disk, with nothing computed."""
+    from posttrain.export.stream import SYNC_BYTES
+
+    part = os.urandom(16 << 20)
+    with open(file, "wb", buffering=0) as handle:
+        for written in range(0, size, len(part)):
+            if written % SYNC_BYTES == 0:
+                os.fdatasync(handle.fileno())
+            handle.write(part)
+
+
+def compute(what: str, base: Path, adapter: Path) -> None:
+    """Read, merge and encode everything, and write nothing."""
+    from posttrain.export.gguf import plan_gguf
+    from posttrain.export.merge import MergedWeights, plan_merge, written_parts
+    from posttrain.export.stream import in_order
+    from posttrain.export.survival import Survivals
+
+    if what == "merge":
+        weights, survivals = MergedWeights(base, adapter), Survivals(base)
+        for tensor in plan_merge(base, adapter, torch.bfloat16).tensors:
+            for _ in written_parts(tensor, weights, survivals):
+                pass
+        return
     kind: Any = what.removeprefix("gguf ")
-    return lambda: write_gguf(base, target / "model.gguf", kind, "bench", adapter)
+    for stored in plan_gguf(base, kind, adapter).tensors:
+        for _ in in_order(stored.parts()):
+            pass
 
 
 def run_child(what: str, source: Path, target: Path) -> dict[str, float]:
@@ -211,17 +240,18 @@ def summary(what: str, found: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
+    """`of disk`: the bytes written per second over those of a plain write; without a disk, seconds alone count."""
     by_name = {row["what"]: row for row in rows}
     disk = by_name["disk"]["bytes_per_s"]
-    heads = f"{'what':10} {'median s':>9} {'all s':>24} {'GB':>6} {'MB/s':>7} {'of disk':>8}"
+    heads = f"{'what':17} {'median s':>9} {'all s':>28} {'GB':>6} {'MB/s':>7} {'of disk':>8}"
     print(f"{heads} {'peak MB':>8} {'imports MB':>10}")
     for row in rows:
         every = " ".join(f"{one:.2f}" for one in row["seconds"])
         rate = f"{row['bytes_per_s'] / 1e6:7.0f} {row['bytes_per_s'] / disk:8.0%}"
         memory = f"{row['peak_bytes'] / 1e6:8.0f} {row['imports_bytes'] / 1e6:10.0f}"
-        print(f"{row['what']:10} {row['median_s']:9.2f} {every:>24} {row['bytes'] / 1e9:6.2f} {rate} {memory}")
+        print(f"{row['what']:17} {row['median_s']:9.2f} {every:>28} {row['bytes'] / 1e9:6.2f} {rate} {memory}")
     if "peft" in by_name:
-        print(f"merge against PEFT: {by_name['peft']['median_s'] / by_name['merge']['median_s']:.1f} times as fast")
+        print(f"merge beside PEFT: {by_name['peft']['median_s'] / by_name['merge']['median_s']:.1f} times as fast")
 
 
 if __name__ == "__main__":

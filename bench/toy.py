@@ -26,6 +26,8 @@ ADAMW = AdamW(
     schedule="constant",
     warmup_share=0.0,
     final_share=1.0,
+    groups=(),
+    moments="float32",
 )
 
 

@@ -30,7 +30,11 @@ def main() -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    step, gradients = (ours if spec["side"] == "ours" else trl)(spec)
+    # Imported here as it is one more pair of sides, and this file is the program.
+    from bench import grpo_worker
+
+    sides = grpo_worker if spec["objective"] == "grpo" else sys.modules[__name__]
+    step, gradients = getattr(sides, spec["side"])(spec)
     print(json.dumps({"ready": True}), file=answers)
     for line in sys.stdin:
         request = json.loads(line)
@@ -59,7 +63,7 @@ def ours(spec: dict[str, Any]) -> tuple[Step, Callable[[], dict[str, torch.Tenso
     model = load_model(folder / "base", folder / "adapter")
     unfreeze_adapter(model)
     hold_frozen(model, spec["precision"])
-    optimizer = make_optimizer(ADAMW, trainable(model).values())
+    optimizer = make_optimizer(ADAMW, trainable(model))
     none = np.empty(0, np.int64)
 
     def as_items(request: dict[str, Any]) -> list[Item]:

@@ -73,7 +73,7 @@ def make(num_layers: int, rank: int, packed: bool) -> PreTrainedModel:
 
 
 def optimizer_of(model: PreTrainedModel) -> torch.optim.Optimizer:
-    return make_optimizer(ADAMW, trainable(model).values())
+    return make_optimizer(ADAMW, trainable(model))
 
 
 def clear() -> None:

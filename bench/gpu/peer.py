@@ -67,8 +67,9 @@ def theirs(base: GptOssForCausalLM, adapter: Path, tokens: int, cell: tuple[str,
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     model.train(recompute)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(shape.ADAMW, parameters)
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    parameters = [*named.values()]
+    optimizer = make_optimizer(shape.ADAMW, named)
 
     def step(number: int) -> float:
         ids = torch.from_numpy(document(tokens, number).tokens[0])[None].cuda()

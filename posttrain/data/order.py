@@ -12,11 +12,18 @@ class Samples:
         self._mixture = mixture
         self._epoch: tuple[int, np.ndarray] | None = None
 
-    def of_step(self, step: int, per_step: int) -> list[int]:
-        """Sample numbers of 1-based `step`, which may span epochs."""
+    def of_step(self, step: int, per_step: int, among: frozenset[int] | None = None) -> list[int]:
+        """Sample numbers of 1-based `step`, which may span epochs; `among` leaves all others out of every epoch."""
         first = (step - 1) * per_step
-        places = (divmod(position, len(self._mixture)) for position in range(first, first + per_step))
-        return [int(self._order(epoch)[place]) for epoch, place in places]
+        if among is None:
+            places = (divmod(position, len(self._mixture)) for position in range(first, first + per_step))
+            return [int(self._order(epoch)[place]) for epoch, place in places]
+        numbers: list[int] = []
+        epoch = 0
+        while len(numbers) < first + per_step:
+            numbers += [number for number in self._order(epoch).tolist() if number in among]
+            epoch += 1
+        return numbers[first : first + per_step]
 
     def __len__(self) -> int:
         """Samples in an epoch."""

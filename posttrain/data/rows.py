@@ -35,6 +35,8 @@ class TaskRow(Row):
     prompt: Conversation
     reference: dict[str, Any]
     solution: tuple[Message, ...]
+    tier: Annotated[str, Field(min_length=1)] | None = None
+    """How hard it is, in words of the data set's own; a curriculum's stages choose by it."""
 
 
 SHAPES: dict[str, type[Row]] = {

@@ -5,16 +5,19 @@ folded in afterwards through the log-sum-exp, which is exact in both directions 
 half precision one kernel takes all segments at once (`posttrain.engine.varlen`).
 
 Axes: T row position, Q query of a block, S key position, H query head, K key-value head, G query heads per key-value
-head, D head size, B slot of the decode batch.
+head, D head size, B slot of a decode batch.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AttentionInterface
 
 from posttrain.engine.varlen import FLASH, Lanes, VarlenAttention, lanes
+
+if TYPE_CHECKING:
+    from posttrain.engine.slots import Prefill, SlotCache
 
 NAME = "posttrain_packed"
 """Registered with transformers. The name must not contain `sdpa` or `flash`: transformers tests for these."""
@@ -239,84 +242,8 @@ class _PackedAttention(torch.autograd.Function):
         return grad_q, grad_k, grad_v, grad_sinks, None, None
 
 
-class SlotCache:
-    """Keys and values of a decode batch: one slot per sequence, filled from the left.
-
-    keys, values: per layer [B, K, S, D]. `lengths_B` counts the filled positions of each slot.
-    """
-
-    def __init__(self, num_layers: int, slots: int, positions: int) -> None:
-        self.slots, self.positions = slots, positions
-        self.keys: list[torch.Tensor | None] = [None] * num_layers
-        self.values: list[torch.Tensor | None] = [None] * num_layers
-        self.lengths_B = torch.zeros(slots, dtype=torch.long)
-
-    def fill(self, layer: int, rows: Mapping[int, tuple[int, int]], k_1KTD: torch.Tensor, v_1KTD: torch.Tensor) -> None:
-        """Copy ranges of a prefilled packed row into the slots they are for."""
-        for store, source in ((self.keys, k_1KTD), (self.values, v_1KTD)):
-            filled = store[layer]
-            if filled is None:
-                filled = source.new_zeros(self.slots, source.shape[1], self.positions, source.shape[3])
-                store[layer] = filled
-            for slot, (start, stop) in rows.items():
-                filled[slot, :, : stop - start] = source[0, :, start:stop]
-
-    def append(self, layer: int, k_BK1D: torch.Tensor, v_BK1D: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store one position per slot at its length; the caller raises the lengths after the last layer."""
-        keys, values = self.keys[layer], self.values[layer]
-        assert keys is not None and values is not None
-        slots = torch.arange(self.slots)
-        keys[slots, :, self.lengths_B] = k_BK1D[:, :, 0]
-        values[slots, :, self.lengths_B] = v_BK1D[:, :, 0]
-        return keys, values
-
-    def keep(self, slots: torch.Tensor) -> None:
-        """Drop every slot but these."""
-        self.slots = len(slots)
-        self.lengths_B = self.lengths_B[slots]
-        self.keys = [None if keys is None else keys[slots] for keys in self.keys]
-        self.values = [None if values is None else values[slots] for values in self.values]
-
-
-@dataclass
-class Prefill:
-    """Asks a packed forward pass to leave its keys and values in `cache`: row range by slot."""
-
-    cache: SlotCache
-    rows: Mapping[int, tuple[int, int]]
-
-
-def _decode(
-    q_BH1D: torch.Tensor,
-    keys_BKSD: torch.Tensor,
-    values_BKSD: torch.Tensor,
-    lengths_B: torch.Tensor,
-    sinks_H: torch.Tensor | None,
-    window: int | None,
-    rule: _Logits,
-) -> torch.Tensor:
-    """One query per slot against its cached keys; returns [B, H, 1, D]."""
-    slots, heads, _, size = q_BH1D.shape
-    kv_heads = keys_BKSD.shape[1]
-    newest = int(lengths_B.max()) + 1
-    q_BKGD = q_BH1D.reshape(slots, kv_heads, heads // kv_heads, size)
-    logits_BKGS = (q_BKGD @ keys_BKSD[:, :, :newest].transpose(2, 3)).float() * rule.scale
-    if rule.softcap is not None:
-        logits_BKGS = torch.tanh(logits_BKGS / rule.softcap) * rule.softcap
-    position_S = torch.arange(newest)
-    hidden_BS = position_S > lengths_B[:, None]
-    if window:
-        hidden_BS |= position_S <= lengths_B[:, None] - window
-    logits_BKGS.masked_fill_(hidden_BS[:, None, None, :], float("-inf"))
-    if sinks_H is not None:
-        sink_logits = sinks_H.float().reshape(1, kv_heads, heads // kv_heads, 1).expand(slots, -1, -1, 1)
-        logits_BKGS = torch.cat([logits_BKGS, sink_logits], dim=-1)
-    weights = torch.softmax(logits_BKGS, dim=-1)[..., :newest]
-    return (weights.to(values_BKSD.dtype) @ values_BKSD[:, :, :newest]).reshape(slots, heads, 1, size)
-
-
 def packed_attention(module, query, key, value, attention_mask, *, scaling, **kwargs):  # type: ignore[no-untyped-def]
-    """transformers' attention interface: query [1, H, T, D] with `plan`, or [B, H, 1, D] with `cache`.
+    """transformers' attention interface: query [1, H, T, D] with `plan` or `prefill`, or [B, H, 1, D] with `cache`.
 
     Returns ([batch, T, H, D], None).
     """
@@ -327,20 +254,24 @@ def packed_attention(module, query, key, value, attention_mask, *, scaling, **kw
     query, key = query.to(value.dtype), key.to(value.dtype)
     cache: SlotCache | None = kwargs.get("cache")
     if cache is not None:
-        keys, values = cache.append(module.layer_idx, key, value)
-        out = _decode(query, keys, values, cache.lengths_B, sinks, window, rule)
+        out = cache.attend(module.layer_idx, query, key, value, sinks, scaling, rule.softcap)
         return out.transpose(1, 2), None
-    plan: AttentionPlan | None = kwargs.get("plan")
-    if plan is None:
-        raise RuntimeError("packed attention was called without an AttentionPlan: pass plan= to the model")
     prefill: Prefill | None = kwargs.get("prefill")
+    plan: AttentionPlan | None = kwargs.get("plan") if prefill is None else prefill.plan
     if prefill is not None:
-        prefill.cache.fill(module.layer_idx, prefill.rows, key, value)
-    if rule.softcap is None and query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16):
+        prefill.note(key, value)
+    elif plan is None:
+        raise RuntimeError("packed attention was called without an AttentionPlan: pass plan= to the model")
+    half = rule.softcap is None and query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16)
+    if half and plan is not None:
         out = VarlenAttention.apply(query, key, value, sinks, plan.lanes(query.device), window, scaling, FLASH)
         return out.transpose(1, 2), None
-    flash = rule.softcap is None and query.device.type == "cpu"
-    blocks = plan.blocks(window, None if flash else PLAIN_CHUNK)
+    most_queries = None if rule.softcap is None and query.device.type == "cpu" else PLAIN_CHUNK
+    if plan is not None:
+        blocks = plan.blocks(window, most_queries)
+    else:
+        assert prefill is not None
+        key, value, blocks = prefill.behind_cached(module.layer_idx, key, value, window, most_queries)
     out = _PackedAttention.apply(query, key, value, sinks, blocks, rule)
     return out.transpose(1, 2), None
 

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,52 +30,32 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     identity: str
 
-    def save(self, folder: Path, step: int) -> Path:
-        """Commit `checkpoint-<step>` in `folder`; an unfinished write leaves only a temporary folder behind."""
-        final = folder / f"checkpoint-{step}"
-        temporary = folder / f"{final.name}.tmp-{os.getpid()}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
-            self._write(temporary, step)
-            faults.reach("checkpoint.before_rename")
-            if final.exists():
-                shutil.rmtree(final)
-            os.rename(temporary, final)
-        except OSError:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        fsync_folder(folder)
-        faults.reach("checkpoint.after_rename")
-        return final
-
-    def _write(self, folder: Path, step: int) -> None:
-        tensors = {name: parameter.detach().contiguous() for name, parameter in self.parameters.items()}
-        save_file(tensors, folder / "trainable.safetensors")
-        faults.reach("checkpoint.file_written")
+    def snapshot(self, step: int) -> "Snapshot":
+        """The state after `step`; its tensors are the live ones until they are copied."""
         names = {id(parameter): name for name, parameter in self.parameters.items()}
         moments = {
-            f"{names[id(parameter)]}:{key}": value
+            # bitsandbytes counts steps by a plain number.
+            f"{names[id(parameter)]}:{key}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
             for parameter, state in self.optimizer.state.items()
             for key, value in state.items()
         }
-        save_file(moments | {"torch_random_state": torch.get_rng_state()}, folder / "optimizer.safetensors")
+        random_states = {"torch_random_state": torch.get_rng_state()}
+        if torch.cuda.is_initialized():
+            random_states["cuda_random_state"] = torch.cuda.get_rng_state()
         numpy_name, numpy_keys, *numpy_rest = np.random.get_state(legacy=True)
-        state = {
-            "step": step,
-            "identity": self.identity,
-            "python_random_state": random.getstate(),
-            "numpy_random_state": [numpy_name, np.asarray(numpy_keys).tolist(), *numpy_rest],
-        }
-        (folder / "state.json").write_text(json.dumps(state))
-        for file in folder.iterdir():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-        manifest = {
-            file.name: {"bytes": file.stat().st_size, "sha256": digest_file(file)} for file in sorted(folder.iterdir())
-        }
-        faults.reach("checkpoint.before_manifest")
-        write_json_atomic(folder / MANIFEST, manifest)
+        return Snapshot(
+            step=step,
+            tensors={
+                "trainable.safetensors": {name: value.detach() for name, value in self.parameters.items()},
+                "optimizer.safetensors": moments | random_states,
+            },
+            state={
+                "step": step,
+                "identity": self.identity,
+                "python_random_state": random.getstate(),
+                "numpy_random_state": [numpy_name, np.asarray(numpy_keys).tolist(), *numpy_rest],
+            },
+        )
 
     def restore(self, checkpoint: Path) -> int:
         """Load a verified checkpoint into the parameters, optimizer and random generators; returns its step."""
@@ -87,15 +68,80 @@ class TrainingState:
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[name])
         torch.set_rng_state(moments.pop("torch_random_state"))
+        if (cuda_random_state := moments.pop("cuda_random_state", None)) is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(cuda_random_state)
         self.optimizer.state.clear()
         for key, value in moments.items():
             name, _, moment = key.rpartition(":")
-            self.optimizer.state[self.parameters[name]][moment] = value.clone()
+            parameter = self.parameters[name]
+            number = value.dtype == torch.int64
+            self.optimizer.state[parameter][moment] = int(value) if number else value.to(parameter.device, copy=True)
         version, words, gauss = state["python_random_state"]
         random.setstate((version, tuple(words), gauss))
         name, words, *rest = state["numpy_random_state"]
         np.random.set_state((name, np.array(words, dtype=np.uint32), *rest))
         return int(state["step"])
+
+
+class Snapshot:
+    """A state on its way to the disk."""
+
+    def __init__(self, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
+        self.step = step
+        self.tensors = tensors
+        self.state = state
+        self._gpu = next((value.device for file in tensors.values() for value in file.values() if value.is_cuda), None)
+        self._ready = torch.cuda.current_stream(self._gpu).record_event() if self._gpu else None
+
+    def copy_to_host(self) -> None:
+        """Put copies in place of the live tensors. From a GPU into page-locked memory, beside what it computes."""
+        if self._ready is None:
+            self._copy()
+            return
+        beside = torch.cuda.Stream(self._gpu)
+        beside.wait_event(self._ready)
+        with torch.cuda.stream(beside):
+            self._copy()
+        beside.synchronize()
+
+    def _copy(self) -> None:
+        for file in self.tensors.values():
+            for name, value in file.items():
+                copied = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+                file[name] = copied.copy_(value, non_blocking=True)
+
+    def commit(self, folder: Path) -> Path:
+        """Write `checkpoint-<step>` in `folder`; an unfinished write leaves only a temporary folder behind."""
+        final = folder / f"checkpoint-{self.step}"
+        temporary = folder / f"{final.name}.tmp-{os.getpid()}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            self._write(temporary)
+            faults.reach("checkpoint.before_rename")
+            if final.exists():
+                shutil.rmtree(final)
+            os.rename(temporary, final)
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        fsync_folder(folder)
+        faults.reach("checkpoint.after_rename")
+        return final
+
+    def _write(self, folder: Path) -> None:
+        for file, tensors in self.tensors.items():
+            save_file(tensors, folder / file)
+            faults.reach("checkpoint.file_written")
+        (folder / "state.json").write_text(json.dumps(self.state))
+        for path in folder.iterdir():
+            with open(path, "rb") as handle:
+                os.fsync(handle.fileno())
+        manifest = {
+            path.name: {"bytes": path.stat().st_size, "sha256": digest_file(path)} for path in sorted(folder.iterdir())
+        }
+        faults.reach("checkpoint.before_manifest")
+        write_json_atomic(folder / MANIFEST, manifest)
 
 
 def verify(checkpoint: Path) -> None:
@@ -141,3 +187,57 @@ def rotate(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints; called after a commit."""
     for checkpoint in _by_step(folder)[:-keep]:
         shutil.rmtree(checkpoint)
+
+
+class CheckpointWriter:
+    """Commits checkpoints while training goes on, one at a time.
+
+    The copy to the host is made beside the next step's forward and backward pass: only the optimizer changes what is
+    saved, and it waits for the copy.
+    """
+
+    def __init__(self, state: TrainingState, folder: Path, keep: int) -> None:
+        self.state, self.folder, self.keep = state, folder, keep
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._copied = threading.Event()
+        self._copied.set()
+        state.optimizer.register_step_pre_hook(self._hold_optimizer)
+
+    def _hold_optimizer(self, *_: object) -> None:
+        self._copied.wait()
+
+    def begin(self, step: int) -> None:
+        """Save the state as it is now. Waits for the checkpoint before it and raises what that one met."""
+        self.wait()
+        self._copied.clear()
+        self._thread = threading.Thread(target=self._carry_out, args=(self.state.snapshot(step),), daemon=True)
+        self._thread.start()
+
+    def _carry_out(self, snapshot: Snapshot) -> None:
+        try:
+            try:
+                snapshot.copy_to_host()
+            finally:
+                self._copied.set()
+            snapshot.commit(self.folder)
+            rotate(self.folder, self.keep)
+            faults.reach("checkpoint.rotated")
+        except BaseException as error:
+            self._failure = error
+
+    def check(self) -> None:
+        """Raise what kept the last checkpoint from being committed."""
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def join(self) -> None:
+        """Return when no checkpoint is being written."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def wait(self) -> None:
+        """`join`, then `check`."""
+        self.join()
+        self.check()

@@ -1,15 +1,18 @@
 """The model's step for one new token per slot, as a straight line of products.
 
 With few tokens a step costs what its operations cost to start, not what they compute. So the modules' own forward is
-left out: projections of the same input are one product, adapters are merged in float32, and weights are laid out once
-for products with few rows (oneDNN). Used on the processor in float32; elsewhere the modules run.
+left out: projections of the same input are one product, adapters are merged, and what is constant is worked into the
+weights (norms' weights, the scale of queries, the parts of the gate). Used on the processor in float32; elsewhere the
+modules run.
 
 Axes: B slot, N routed row (B × experts per token, sorted by expert), k experts per token, H hidden, X query and
-key-value heads together, K key-value head, S key position, D head size.
+key-value heads together, K key-value head, E expert; key components and columns as in `slots`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -18,115 +21,187 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from posttrain.engine.adapters import LoraLinear
-from posttrain.engine.attention import SlotCache
+from posttrain.engine.slots import HIDDEN, SlotCache
 
 ARCHITECTURES = ("gpt_oss", "llama", "mixtral", "qwen2", "qwen3", "qwen3_moe")
 """Two norms a layer, rotary embedding over the whole head, gated MLP or experts: what `DecodeProgram` spells out."""
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-PACKED_ELEMENTS = 1 << 18
+PACKED_ELEMENTS = 1 << 21
 """Weights from this size on go to oneDNN, whose start costs more than the whole product of a smaller one."""
+DENSE_ELEMENTS = 1 << 20
+"""Layers whose experts have no more weights than this, and steps of no more than `DENSE_SLOTS`, ask every expert."""
+DENSE_SLOTS = 16
 Tensor = torch.Tensor
 Map = Callable[[torch.Tensor], torch.Tensor]
+AddTo = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(what to add to [B, H], input) → sum."""
 
 
-def _product(weight: Tensor, bias: Tensor | None) -> Map:
-    """x · Wᵀ + b for a W [out, in] that does not change, laid out for few rows."""
-    if weight.numel() >= PACKED_ELEMENTS:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 8)
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-    turned = weight.T.contiguous()
-    if bias is None:
-        return lambda x: torch.mm(x, turned)
-    return lambda x: torch.addmm(bias, x, turned)
+@dataclass(frozen=True)
+class _Linear:
+    """x · Wᵀ + b; weight [out, in]."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def after_norm(self, norm: Any) -> "_Linear":
+        """The same of states that are only divided by their length: the norm's weight and √H are worked in."""
+        return _Linear(self.weight * (norm.weight * math.sqrt(len(norm.weight))), self.bias)
+
+    def product(self) -> Map:
+        bias = self.bias
+        if self.weight.numel() >= PACKED_ELEMENTS:
+            packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous(), 8)
+            return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+        turned = self.weight.T.contiguous()
+        if bias is None:
+            return lambda x: torch.mm(x, turned)
+        return lambda x: torch.addmm(bias, x, turned)
+
+    def added(self) -> AddTo:
+        turned, bias = self.weight.T.contiguous(), self.bias
+        if bias is None:
+            return lambda sum_BH, x: torch.addmm(sum_BH, x, turned)
+        return lambda sum_BH, x: torch.addmm(sum_BH, x, turned).add_(bias)
 
 
-def _merged(module: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Weight [out, in] and bias of a linear layer with its adapter in it."""
+def _merged(module: Any) -> _Linear:
+    """A linear layer with its adapter in it; a router as well."""
     if isinstance(module, LoraLinear):
-        return module.base.weight + module.scale * (module.lora_B @ module.lora_A), module.base.bias
-    assert isinstance(module, nn.Linear)
-    return module.weight, module.bias
+        return _Linear(module.base.weight + module.scale * (module.lora_B @ module.lora_A), module.base.bias)
+    return _Linear(module.weight, getattr(module, "bias", None))
 
 
-def _joined(modules: list[nn.Module]) -> Map:
-    """Several projections of the same input as one product."""
-    weights, biases = zip(*map(_merged, modules), strict=True)
-    return _product(torch.cat(weights), None if biases[0] is None else torch.cat(biases))
+def _joined(linears: list[_Linear]) -> _Linear:
+    """Several projections of the same input as one."""
+    biases = [linear.bias for linear in linears if linear.bias is not None]
+    assert len(biases) in (0, len(linears))
+    return _Linear(torch.cat([linear.weight for linear in linears]), torch.cat(biases) if biases else None)
 
 
-def _norm(module: Any) -> Map:
-    weight, epsilon = module.weight, module.variance_epsilon
-    return lambda x: x * torch.rsqrt(x.square().mean(-1, keepdim=True).add_(epsilon)) * weight
+def _dense(mlp: Any, norm: Any) -> AddTo:
+    gate_up = _joined([_merged(mlp.gate_proj), _merged(mlp.up_proj)]).after_norm(norm).product()
+    down, activation = _merged(mlp.down_proj).added(), mlp.act_fn
 
-
-def _dense(mlp: Any) -> Map:
-    gate_up, down, activation = _joined([mlp.gate_proj, mlp.up_proj]), _joined([mlp.down_proj]), mlp.act_fn
-
-    def run(x_BH: Tensor) -> Tensor:
+    def add(sum_BH: Tensor, x_BH: Tensor) -> Tensor:
         gate, up = gate_up(x_BH).chunk(2, dim=-1)
-        return down(activation(gate) * up)
+        return down(sum_BH, activation(gate) * up)
 
-    return run
+    return add
 
 
-def _expert_products(experts: Any, name: str) -> list[Map]:
+class _Experts:
+    """The experts of a layer: every one asked where that is cheaper than finding out whom to ask."""
+
+    def __init__(self, mlp: Any, norm: Any) -> None:
+        router, experts = getattr(mlp, "router", None) or mlp.gate, mlp.experts
+        self.router = _merged(router).after_norm(norm).product()
+        self.per_token = router.top_k
+        self.softmax_first = not getattr(router, "norm_topk_prob", True)
+        ups, downs = _expert_linears(experts, "gate_up_proj"), _expert_linears(experts, "down_proj")
+        self.activation, fold = _gate(experts)
+        self.pairs = [fold(up.after_norm(norm), down) for up, down in zip(ups, downs, strict=True)]
+        self.num_experts, self.size = len(self.pairs), downs[0].weight.shape[1]
+        self.few = sum(up.weight.numel() + down.weight.numel() for up, down in self.pairs) <= DENSE_ELEMENTS
+
+    @cached_property
+    def each(self) -> tuple[list[Map], list[Map]]:
+        return [up.product() for up, _ in self.pairs], [down.product() for _, down in self.pairs]
+
+    @cached_property
+    def every(self) -> tuple[Map, AddTo]:
+        """All gates, then all ups, as one product; second projections side by side, their biases behind them."""
+        halves = [_half(up, part) for part in (0, 1) for up, _ in self.pairs]
+        biases = [down.bias for _, down in self.pairs if down.bias is not None]
+        weights = [down.weight for _, down in self.pairs] + ([torch.stack(biases, 1)] if biases else [])
+        return _joined(halves).product(), _Linear(torch.cat(weights, 1), None).added()
+
+    def __call__(self, sum_BH: Tensor, x_BH: Tensor) -> Tensor:
+        logits_BE = self.router(x_BH)
+        if self.softmax_first:
+            score_Bk, expert_Bk = torch.topk(torch.softmax(logits_BE, -1), self.per_token)
+        else:
+            logit_Bk, expert_Bk = torch.topk(logits_BE, self.per_token)
+            score_Bk = torch.softmax(logit_Bk, -1)
+        if self.few and len(x_BH) <= DENSE_SLOTS:
+            score_BE = torch.zeros_like(logits_BE).scatter_(1, expert_Bk, score_Bk)
+            return self._ask_all(sum_BH, x_BH, score_BE)
+        return self._ask_chosen(sum_BH, x_BH, score_Bk, expert_Bk)
+
+    def _ask_all(self, sum_BH: Tensor, x_BH: Tensor, score_BE: Tensor) -> Tensor:
+        gate_up, down = self.every
+        gate, up = gate_up(x_BH).chunk(2, dim=-1)
+        gated_BEF = self.activation(gate, up).view(len(x_BH), self.num_experts, self.size)
+        gated = (gated_BEF * score_BE.unsqueeze(-1)).flatten(1)
+        return down(sum_BH, gated if self.pairs[0][1].bias is None else torch.cat((gated, score_BE), 1))
+
+    def _ask_chosen(self, sum_BH: Tensor, x_BH: Tensor, score_Bk: Tensor, expert_Bk: Tensor) -> Tensor:
+        gate_up, down = self.each
+        expert_N, order_N = torch.sort(expert_Bk.reshape(-1), stable=True)
+        bounds = [0, *torch.bincount(expert_N, minlength=self.num_experts).cumsum(0).tolist()]
+        spans = [(number, span) for number, span in enumerate(pairwise(bounds)) if span[0] < span[1]]
+        slot_N = order_N // self.per_token
+        x_NH = x_BH.index_select(0, slot_N)
+        gate, up = torch.cat([gate_up[number](x_NH[a:b]) for number, (a, b) in spans]).chunk(2, dim=-1)
+        gated_NF = self.activation(gate, up)
+        down_NH = torch.cat([down[number](gated_NF[a:b]) for number, (a, b) in spans])
+        down_NH.mul_(score_Bk.reshape(-1, 1).index_select(0, order_N))
+        return sum_BH.index_add(0, slot_N, down_NH)
+
+
+def _half(linear: _Linear, part: int) -> _Linear:
+    return _Linear(linear.weight.chunk(2)[part], None if linear.bias is None else linear.bias.chunk(2)[part])
+
+
+def _expert_linears(experts: Any, name: str) -> list[_Linear]:
     weight_E, adapters = getattr(experts, name), getattr(experts, "adapters", None)
     weight_E = weight_E.transpose(1, 2) if experts.is_transposed else weight_E
     if adapters is not None and name in adapters:
         adapter = adapters[name]
         weight_E = weight_E + adapter.scale * (adapter.lora_A @ adapter.lora_B).transpose(1, 2)
     biases = getattr(experts, f"{name}_bias") if experts.has_bias else [None] * len(weight_E)
-    return [_product(weight, bias) for weight, bias in zip(weight_E, biases, strict=True)]
+    return [_Linear(weight, bias) for weight, bias in zip(weight_E, biases, strict=True)]
 
 
-def _experts(mlp: Any) -> Map:
-    router, experts = getattr(mlp, "router", None) or mlp.gate, mlp.experts
-    gate_up, down = _expert_products(experts, "gate_up_proj"), _expert_products(experts, "down_proj")
+def _gate(experts: Any) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[_Linear, _Linear], Any]]:
+    """The activation of (gate, up), and what an expert's two projections have to become for it: gates before ups.
 
-    def run(x_BH: Tensor) -> Tensor:
-        _, score_Bk, expert_Bk = router(x_BH)
-        slots, per_token = expert_Bk.shape
-        expert_N, order_N = torch.sort(expert_Bk.reshape(-1), stable=True)
-        bounds = [0, *torch.bincount(expert_N, minlength=len(down)).cumsum(0).tolist()]
-        spans = [(number, span) for number, span in enumerate(pairwise(bounds)) if span[0] < span[1]]
-        x_NH = x_BH.index_select(0, order_N // per_token)
-        gated_N = experts._apply_gate(torch.cat([gate_up[number](x_NH[a:b]) for number, (a, b) in spans]))
-        down_NH = torch.cat([down[number](gated_N[a:b]) for number, (a, b) in spans])
-        place_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N)))
-        by_slot_BkH = down_NH.index_select(0, place_N).view(slots, per_token, -1)
-        return torch.bmm(score_Bk.unsqueeze(1), by_slot_BkH)[:, 0]
+    GPT-OSS computes gate · sigmoid(a · gate) · (up + 1), both clamped. That is silu(a · gate) · (up + 1) / a: so a goes
+    into the gate's rows, 1 / a into the second projection, and 1 into the up projection's bias.
+    """
+    if not hasattr(experts, "alpha"):
+        return lambda gate, up: experts.act_fn(gate).mul_(up), lambda up, down: (up, down)
+    alpha, limit = experts.alpha, experts.limit
 
-    return run
+    def activation(gate: Tensor, up: Tensor) -> Tensor:
+        gate = nn.functional.silu(gate.clamp(max=limit * alpha), inplace=True)
+        return gate.mul_(up.clamp(1 - limit, 1 + limit))
+
+    def fold(up: _Linear, down: _Linear) -> tuple[_Linear, _Linear]:
+        assert up.bias is not None
+        weight = torch.cat((up.weight[::2] * alpha, up.weight[1::2]))
+        bias = torch.cat((up.bias[::2] * alpha, up.bias[1::2] + 1))
+        return _Linear(weight, bias), _Linear(down.weight / alpha, down.bias)
+
+    return activation, fold
+
+
+def _normed(x: Tensor, floor: Tensor) -> Tensor:
+    """x / √(|x|² + floor²): an RMS norm but for its constants, see `_Linear.after_norm`."""
+    return x.div(torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(floor))
+
+
+def _floor(norm: Any) -> Tensor:
+    return torch.tensor(math.sqrt(len(norm.weight) * norm.variance_epsilon))
 
 
 @dataclass(frozen=True)
 class _Layer:
-    before_attention: Map
+    before_attention: Tensor
     qkv: Map
-    head_norms: tuple[Map, Map] | None
-    sinks_H: Tensor | None
-    window: int | None
-    scale: float
-    out: Map
-    before_mlp: Map
-    mlp: Map
-
-
-def _layer(module: Any) -> _Layer:
-    attention, mlp = module.self_attn, module.mlp
-    norms = (_norm(attention.q_norm), _norm(attention.k_norm)) if hasattr(attention, "q_norm") else None
-    return _Layer(
-        before_attention=_norm(module.input_layernorm),
-        qkv=_joined([attention.q_proj, attention.k_proj, attention.v_proj]),
-        head_norms=norms,
-        sinks_H=getattr(attention, "sinks", None),
-        # Mixtral's attention reads its window from the configuration.
-        window=getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None)),
-        scale=attention.scaling,
-        out=_joined([attention.o_proj]),
-        before_mlp=_norm(module.post_attention_layernorm),
-        mlp=_experts(mlp) if hasattr(mlp, "experts") else _dense(mlp),
-    )
+    head_norm: Map | None
+    out: AddTo
+    before_mlp: Tensor
+    mlp: AddTo
 
 
 class DecodeProgram:
@@ -137,89 +212,80 @@ class DecodeProgram:
         config = model.config
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
-        self.embedding = decoder.embed_tokens.weight
-        self.rotary = decoder.rotary_emb
-        self.layers = [_layer(layer) for layer in decoder.layers]
-        self.last_norm = _norm(decoder.norm)
-        self.head = _joined([model.get_output_embeddings()])
+        # The halves that a rotation pairs, side by side, so that it is one complex product.
+        self.order = torch.arange(self.size).view(2, -1).T.reshape(-1)
+        self.embedding, self.rotary = decoder.embed_tokens.weight, decoder.rotary_emb
+        self.layers = [self._layer(layer) for layer in decoder.layers]
+        self.last_floor = _floor(decoder.norm)
+        self.head = _merged(model.get_output_embeddings()).after_norm(decoder.norm).product()
+        self.rotations = torch.empty(0)
+
+    def _layer(self, module: Any) -> _Layer:
+        attention, mlp = module.self_attn, module.mlp
+        normed_heads = hasattr(attention, "q_norm")
+        sinks = getattr(attention, "sinks", None)
+        sink_H = torch.full((self.heads,), HIDDEN) if sinks is None else sinks
+        scale = 1.0 if normed_heads else attention.scaling
+        query = self._heads(_merged(attention.q_proj), scale, torch.stack((torch.ones_like(sink_H), sink_H), 1))
+        key = self._heads(_merged(attention.k_proj), 1.0, torch.zeros(self.kv_heads, 2))
+        value = _merged(attention.v_proj)
+        value = _Linear(value.weight, torch.zeros(len(value.weight)) if value.bias is None else value.bias)
+        experts = hasattr(mlp, "experts")
+        return _Layer(
+            before_attention=_floor(module.input_layernorm),
+            qkv=_joined([query, key, value]).after_norm(module.input_layernorm).product(),
+            head_norm=self._head_norm(attention) if normed_heads else None,
+            out=_merged(attention.o_proj).added(),
+            before_mlp=_floor(module.post_attention_layernorm),
+            mlp=(_Experts if experts else _dense)(mlp, module.post_attention_layernorm),
+        )
+
+    def _heads(self, linear: _Linear, scale: float, more_X2: Tensor) -> _Linear:
+        """Queries or keys in the cache's order, each with its two further components as biases."""
+        weight_XDH = linear.weight.view(len(more_X2), self.size, -1)[:, self.order] * scale
+        bias = torch.zeros(len(linear.weight)) if linear.bias is None else linear.bias
+        bias_XD = bias.view(len(more_X2), self.size)[:, self.order] * scale
+        weight_XEH = nn.functional.pad(weight_XDH, (0, 0, 0, 2))
+        return _Linear(weight_XEH.flatten(0, 1), torch.cat((bias_XD, more_X2), 1).flatten())
+
+    def _head_norm(self, attention: Any) -> Map:
+        norms = [attention.q_norm] * self.heads + [attention.k_norm] * self.kv_heads
+        weight_XD = torch.stack([norm.weight[self.order] for norm in norms]) * math.sqrt(self.size)
+        weight_XD[: self.heads] *= attention.scaling
+        floor, size = _floor(attention.q_norm), self.size
+        return lambda qk_BXE: torch.cat((_normed(qk_BXE[..., :size], floor) * weight_XD, qk_BXE[..., size:]), -1)
 
     def step(self, token_B: Tensor, cache: SlotCache) -> Tensor:
         """Float32 logits [B, V] after `token_B`; the cache grows by one position."""
         x_BH = self.embedding.index_select(0, token_B)
-        cos_B11D, sin_B11D = self._rotation(x_BH, cache.lengths_B)
-        place = _Place(cache)
+        turn_B1C = self._rotations(cache)
         for number, layer in enumerate(self.layers):
-            x_BH = x_BH + layer.out(
-                self._attend(number, layer, layer.before_attention(x_BH), cos_B11D, sin_B11D, place)
-            )
-            x_BH = x_BH + layer.mlp(layer.before_mlp(x_BH))
-        cache.lengths_B = cache.lengths_B + 1
-        return self.head(self.last_norm(x_BH)).float()
+            out_BX = self._attend(number, layer, _normed(x_BH, layer.before_attention), turn_B1C, cache)
+            x_BH = layer.out(x_BH, out_BX)
+            x_BH = layer.mlp(x_BH, _normed(x_BH, layer.before_mlp))
+        cache.advance()
+        return self.head(_normed(x_BH, self.last_floor))
 
-    def _rotation(self, x_BH: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and signed sin [B, 1, 2, D/2]: with the halves swapped, rotating is x · cos + swapped · sin."""
-        cos, sin = (part[:, 0, : self.size // 2] for part in self.rotary(x_BH, lengths_B[:, None]))
-        return torch.stack((cos, cos), 1)[:, None], torch.stack((-sin, sin), 1)[:, None]
+    def _rotations(self, cache: SlotCache) -> Tensor:
+        """Complex factors [B, 1, E/2] of each slot's next position; 1 for the two further components."""
+        if cache.furthest >= len(self.rotations):
+            positions = torch.arange(2 * cache.furthest + 64)
+            cos, sin = (part[0, :, : self.size // 2] for part in self.rotary(self.embedding[:1], positions[None]))
+            self.rotations = nn.functional.pad(torch.complex(cos, sin), (0, 1), value=1.0).unsqueeze(1)
+        return self.rotations.index_select(0, cache.lengths_B)
 
-    def _attend(
-        self, number: int, layer: _Layer, x_BH: Tensor, cos_B12D: Tensor, sin_B12D: Tensor, place: "_Place"
-    ) -> Tensor:
-        slots, heads, kv_heads, size = len(x_BH), self.heads, self.kv_heads, self.size
-        qkv_BXD = layer.qkv(x_BH).view(slots, heads + 2 * kv_heads, size)
-        qk_BXD, v_BKD = qkv_BXD[:, : heads + kv_heads], qkv_BXD[:, heads + kv_heads :]
-        if layer.head_norms is not None:
-            normed = (
-                norm(part) for norm, part in zip(layer.head_norms, qk_BXD.split([heads, kv_heads], 1), strict=True)
-            )
-            qk_BXD = torch.cat(tuple(normed), 1)
-        halves_BX2D = qk_BXD.unflatten(2, (2, size // 2))
-        qk_BXD = (halves_BX2D * cos_B12D).addcmul_(halves_BX2D.flip(2), sin_B12D).flatten(2)
-        keys_BKSD, values_BKSD = place.store(number, qk_BXD[:, heads:], v_BKD)
-        out_BH1D, lse_BH1 = _flash(
-            qk_BXD[:, :heads, None],
-            keys_BKSD,
-            values_BKSD,
-            0.0,
-            False,
-            attn_mask=place.mask(layer.window),
-            scale=layer.scale,
-        )
-        if layer.sinks_H is not None:
-            # What is left for the real keys beside the sink: exp(lse) / (exp(lse) + exp(sink)).
-            out_BH1D = out_BH1D * torch.sigmoid(lse_BH1 - layer.sinks_H[:, None]).unsqueeze(-1)
-        return out_BH1D.reshape(slots, heads * size)
-
-
-class _Place:
-    """Where this step's keys and values go, and which keys each slot then sees."""
-
-    def __init__(self, cache: SlotCache) -> None:
-        self.cache = cache
-        self.newest = int(cache.lengths_B.max()) + 1
-        self.masks: dict[int | None, Tensor] = {}
-        self.rows: Tensor | None = None
-
-    def store(self, layer: int, k_BKD: Tensor, v_BKD: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        assert keys is not None and values is not None
-        slots, kv_heads, positions, size = keys.shape
-        if self.rows is None:
-            first = torch.arange(slots * kv_heads) * positions
-            self.rows = first + self.cache.lengths_B.repeat_interleave(kv_heads)
-        keys.view(-1, size).index_copy_(0, self.rows, k_BKD.reshape(-1, size))
-        values.view(-1, size).index_copy_(0, self.rows, v_BKD.reshape(-1, size))
-        return keys[:, :, : self.newest], values[:, :, : self.newest]
-
-    def mask(self, window: int | None) -> Tensor:
-        """Additive mask [B, 1, 1, S]."""
-        if window not in self.masks:
-            lengths_B1, position_S = self.cache.lengths_B[:, None], torch.arange(self.newest)
-            hidden_BS = position_S > lengths_B1
-            if window is not None:
-                hidden_BS |= position_S <= lengths_B1 - window
-            mask_BS = torch.zeros(hidden_BS.shape).masked_fill_(hidden_BS, float("-inf"))
-            self.masks[window] = mask_BS[:, None, None]
-        return self.masks[window]
+    def _attend(self, number: int, layer: _Layer, x_BH: Tensor, turn_B1C: Tensor, cache: SlotCache) -> Tensor:
+        slots, heads, both, size = len(x_BH), self.heads, self.heads + self.kv_heads, self.size + 2
+        qkv = layer.qkv(x_BH)
+        qk_BXE = qkv[:, : both * size].view(slots, both, size)
+        if layer.head_norm is not None:
+            qk_BXE = layer.head_norm(qk_BXE)
+        qk_BXE = torch.view_as_real(torch.view_as_complex(qk_BXE.unflatten(2, (-1, 2))) * turn_B1C).flatten(2)
+        value_BKD = qkv[:, both * size :].view(slots, self.kv_heads, -1)
+        keys_NES, values_NSD = cache.store(number, qk_BXE[:, heads:], value_BKD)
+        query_NGE = qk_BXE[:, :heads].reshape(len(keys_NES), -1, size)
+        weights_NGS = torch.softmax(torch.bmm(query_NGE, keys_NES), -1)
+        return torch.bmm(weights_NGS, values_NSD).view(slots, -1)
 
 
 @torch.no_grad()
@@ -229,6 +295,13 @@ def decode_program(model: PreTrainedModel) -> DecodeProgram | None:
     Made for every batch: that weights have changed cannot be seen, a fused optimizer does not count a tensor's version.
     """
     weight = model.get_input_embeddings().weight
-    if model.config.model_type not in ARCHITECTURES or weight.device.type != "cpu" or weight.dtype != torch.float32:
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    if (
+        model.config.model_type not in ARCHITECTURES
+        or weight.device.type != "cpu"
+        or weight.dtype != torch.float32
+        # Frequencies that depend on the sequence's length.
+        or rope.get("rope_type") in ("dynamic", "longrope")
+    ):
         return None
     return DecodeProgram(model)

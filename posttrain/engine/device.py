@@ -11,6 +11,7 @@ from posttrain.engine import fusing
 from posttrain.engine.forward import device_of
 from posttrain.engine.fusing import fused
 from posttrain.errors import InputError, MachineError
+from posttrain.host import machine
 from posttrain.recipe.types import Execution, Precision
 
 
@@ -29,13 +30,22 @@ def prepare_device(execution: Execution, precision: Precision) -> torch.device:
         )
     if execution.device == "cpu" or not there:
         return torch.device("cpu")
-    if precision == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if precision != "float32" and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name()
-        raise MachineError(f"precision bfloat16: {name} has no bfloat16 products; use float32, or another GPU")
-    fusing.switch(execution.compile == "auto")
+        raise MachineError(f"precision {precision}: {name} has no bfloat16 products; use float32, or another GPU")
+    fusing.switch(execution.compile == "auto" and fusing.has_compiler())
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def take_peak_memory(device: torch.device) -> int:
+    """Bytes: of a GPU's memory at most since the last call, of the process's memory at most in its phase."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    return machine.peak_bytes()
 
 
 _ROTARY_FUSED: set[str] = set()
@@ -54,7 +64,7 @@ def fuse_layers(model: PreTrainedModel, precision: Precision) -> None:
         modeling.apply_rotary_pos_emb = _rotary(modeling.apply_rotary_pos_emb)
     for layer in model.get_decoder().layers:
         # Gemma's further norms add to the residual stream, which stays float32.
-        products_only = not hasattr(layer, "pre_feedforward_layernorm") and precision == "bfloat16"
+        products_only = not hasattr(layer, "pre_feedforward_layernorm") and precision != "float32"
         for norm in (layer.input_layernorm, layer.post_attention_layernorm):
             norm.forward = _norm(norm.forward, torch.bfloat16 if products_only else torch.float32)
 

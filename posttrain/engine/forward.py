@@ -14,7 +14,7 @@ from posttrain.recipe.types import Precision
 
 
 def precision_context(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
+    return nullcontext() if precision == "float32" else torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def device_of(model: PreTrainedModel) -> torch.device:

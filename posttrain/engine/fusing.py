@@ -1,6 +1,8 @@
 """Chains of elementwise operations as one kernel each, where the device has a compiler for them."""
 
 import functools
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +21,12 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
         return (compiled if first.device.type in COMPILED_DEVICES else function)(first, *rest)
 
     return run
+
+
+def has_compiler() -> bool:
+    """Whether there is a C compiler, with which torch builds what starts a kernel."""
+    names = [os.environ["CC"]] if "CC" in os.environ else ["cc", "gcc", "clang"]
+    return any(shutil.which(name) for name in names)
 
 
 def switch(compile_kernels: bool) -> None:

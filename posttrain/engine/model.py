@@ -18,6 +18,7 @@ from posttrain.engine import adapters
 from posttrain.engine.attention import NAME as ATTENTION
 from posttrain.engine.experts import NAME as EXPERTS
 from posttrain.engine.mxfp4 import PACKED_EXPANSION, PackedExperts
+from posttrain.engine.nf4 import hold_nf4
 from posttrain.errors import MachineError, ModelError
 from posttrain.host.machine import available_bytes
 from posttrain.recipe.types import Precision
@@ -46,8 +47,8 @@ def load_model(
     precision: Precision = "float32",
     packed: bool = False,
 ) -> PreTrainedModel:
-    """The model in `base` with the adapter attached, everything frozen: in float32, unless `precision` is bfloat16 and
-    that is how it is stored. MXFP4 experts are unpacked, or with `packed` kept as they are.
+    """The model in `base` with the adapter attached, everything frozen: in float32, unless `precision` is another and
+    bfloat16 is how it is stored. MXFP4 experts are unpacked, or with `packed` kept as they are.
 
     A folder without weights is initialised from `fresh_seed`. Raises ModelError for a folder that is not a model,
     an architecture that is not supported, or weights other than its config promises, and MachineError for a device
@@ -68,9 +69,10 @@ def load_model(
     files = sorted(base.glob("*.safetensors"))
     if files:
         stored = _stored(files)
-        dtype = torch.bfloat16 if precision == "bfloat16" and stored.dtypes == {"BF16"} else torch.float32
+        dtype = torch.bfloat16 if precision != "float32" and stored.dtypes == {"BF16"} else torch.float32
         mxfp4 = _is_mxfp4(config)
-        _require_memory(base, stored.bytes(dtype, packed and mxfp4), device)
+        smaller = "--base-weights packed for MXFP4" if device.type == "cuda" else "precision bfloat16"
+        require_memory(str(base), stored.bytes(dtype, packed and mxfp4), device, f"a smaller base, {smaller}")
         model = read_packed(base, files, config, device) if mxfp4 and packed else _read(base, config, dtype, mxfp4)
     elif fresh_seed is not None:
         torch.manual_seed(fresh_seed)
@@ -116,16 +118,19 @@ def _stored(files: Sequence[Path]) -> _Stored:
     return _Stored(values, packed_bytes, dtypes)
 
 
-def _require_memory(base: Path, needed: int, device: torch.device) -> None:
-    """Raise MachineError before loading weights that do not fit, with what is needed and what there is."""
-    if device.type == "cuda":
-        available, place, remedy = torch.cuda.mem_get_info(device)[0], "the GPU", "--base-weights packed for MXFP4"
-    else:
-        available, place, remedy = available_bytes(), "memory", "precision bfloat16"
+def require_memory(what: str, needed: int, device: torch.device, remedy: str) -> None:
+    """Raise MachineError for what does not fit, with what is needed, what there is, and `remedy`."""
+    on_gpu = device.type == "cuda"
+    available = available_bytes()
+    if on_gpu:
+        # What an earlier phase gave back is still held by torch, for whoever asks next.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        available = torch.cuda.mem_get_info(device)[0] + kept
     if needed > available:
+        place = "the GPU" if on_gpu else "memory"
         raise MachineError(
-            f"{base} needs {needed / 1e9:.1f} GB, and {available / 1e9:.1f} GB of {place} are available: "
-            f"choose a smaller base, {remedy}, or a machine with more"
+            f"{what} needs {needed / 1e9:.1f} GB, and {available / 1e9:.1f} GB of {place} are available: "
+            f"choose {remedy}, or a machine with more"
         )
 
 
@@ -199,15 +204,17 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def hold_frozen(model: nn.Module, precision: Precision) -> None:
+def hold_frozen(model: PreTrainedModel, precision: Precision) -> None:
     """Keep frozen matrices in the type that products take them in: the same bits, half the memory, no casts. All other
-    parameters are float32."""
+    parameters are float32. In `nf4` those of the layers are rounded to four bits."""
+    if precision == "nf4":
+        hold_nf4(model)
     embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     # An embedding stored in bfloat16 stays: what is looked up is widened. A tied head is the embedding.
     kept = {
         id(module.weight): module
         for module in embeddings
-        if module.weight.dtype == torch.bfloat16 and precision == "bfloat16" and not module.weight.requires_grad
+        if module.weight.dtype == torch.bfloat16 and precision != "float32" and not module.weight.requires_grad
     }
     for embedding in kept.values():
         embedding.register_forward_hook(lambda module, arguments, found: found.float())
@@ -215,9 +222,9 @@ def hold_frozen(model: nn.Module, precision: Precision) -> None:
     for module in model.modules():
         matrices = isinstance(module, nn.Linear) or adapters.is_experts(module)
         for parameter in module.parameters(recurse=False):
-            if id(parameter) not in kept:
+            if id(parameter) not in kept and parameter.is_floating_point():
                 frozen = not parameter.requires_grad and id(parameter) not in residual
-                lower = precision == "bfloat16" and matrices and frozen
+                lower = precision != "float32" and matrices and frozen
                 parameter.data = parameter.data.to(torch.bfloat16 if lower else torch.float32)
 
 

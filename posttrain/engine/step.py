@@ -26,6 +26,7 @@ class StepReport:
     target_tokens: int
     seconds: float
     sums: dict[str, float]
+    items: Sequence[Item]
 
 
 def train_step(
@@ -67,7 +68,7 @@ def train_step(
             f"were after step {step - 1}. Lower optimizer.learning_rate, or look at this step's rows"
         )
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["learning_rate_scale"]
     optimizer.step()
     optimizer.zero_grad()
     return StepReport(
@@ -77,4 +78,5 @@ def train_step(
         target_tokens=sum(item.num_targets for item in items),
         seconds=time.monotonic() - started,
         sums=sums,
+        items=items,
     )

@@ -6,6 +6,7 @@ Expert weights are stored (expert, out, in) with gate and up apart; norms, biase
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,19 +26,20 @@ from posttrain.export.gguf_layout import (
 from posttrain.export.gguf_types import FILE_TYPES, FLOATS, STORED, GgufType, Stored, encode, stored_bytes
 from posttrain.export.gguf_vocabulary import add_vocabulary, read_vocabulary
 from posttrain.export.merge import MergedWeights, finite
-from posttrain.export.stream import FileStream
+from posttrain.export.stream import FileStream, in_order
 from posttrain.export.tensors import TensorFolder, as_bytes
 from posttrain.export.weights import Weight, find_weights
 from posttrain.run import faults
 
 KEPT_FLOAT32 = (".bias", "norm.weight", "sinks.weight", "ffn_gate_inp.weight", "rope_freqs.weight")
 ALIGNMENT = 32
-Parts = Callable[[], Iterator[torch.Tensor]]
+Part = Callable[[], torch.Tensor]
+Parts = Callable[[], Iterator[Part]]
 
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """One tensor of the file; `parts` gives its bytes as they are stored."""
+    """One tensor of the file; `parts` computes its bytes as they are stored."""
 
     name: str
     shape: tuple[int, ...]
@@ -91,7 +93,9 @@ def plan_gguf(folder: Path, gguf_type: GgufType, adapter: Path | None = None) ->
             tensors.append(source.tensor(gguf_name, file_type, index, len(names)))
     divisors = rope_factors(config)
     if divisors is not None:
-        tensors.append(GgufTensor("rope_freqs.weight", tuple(divisors.shape), Stored.F32, lambda: iter([divisors])))
+        tensors.append(
+            GgufTensor("rope_freqs.weight", tuple(divisors.shape), Stored.F32, lambda: iter([lambda: divisors]))
+        )
     return GgufPlan(family, config, file_type, tuple(sorted(tensors, key=lambda tensor: tensor.name)))
 
 
@@ -142,14 +146,17 @@ class Source:
             return Stored.F32
         return wanted
 
-    def _expert_parts(self, name: str, stored: Stored, half: slice) -> Iterator[torch.Tensor]:
-        weight = self.weight
-        for expert in range(weight.experts):
-            if stored == Stored.MXFP4 and weight.layout == "mxfp4":
-                yield self._packed(name, expert, half)
-                continue
-            matrix = self.merged.matrix(weight, self.factors, expert)
-            yield encode(finite(matrix[half].contiguous(), f"{weight.name}[{expert}]"), stored, name)
+    def _expert_parts(self, name: str, stored: Stored, half: slice) -> Iterator[Part]:
+        packed = stored == Stored.MXFP4 and self.weight.layout == "mxfp4"
+        for expert in range(self.weight.experts):
+            if packed:
+                yield partial(self._packed, name, expert, half)
+            else:
+                yield partial(self._expert, name, stored, expert, half)
+
+    def _expert(self, name: str, stored: Stored, expert: int, half: slice) -> torch.Tensor:
+        matrix = self.merged.matrix(self.weight, self.factors, expert)[half].contiguous()
+        return encode(finite(matrix, f"{self.weight.name}[{expert}]"), stored, name)
 
     def _packed(self, name: str, expert: int, half: slice) -> torch.Tensor:
         """From MXFP4 to MXFP4: codes that nothing changed are only laid out anew."""
@@ -160,19 +167,25 @@ class Source:
         blocks, scales = before
         return mxfp4.to_ggml(blocks[half], scales[half])
 
-    def _split_bias(self, name: str, half: slice) -> Iterator[torch.Tensor]:
+    def _split_bias(self, name: str, half: slice) -> Iterator[Part]:
         for part in self.merged.parts(self.weight, self.factors):
-            yield encode(finite(part[..., half], name), Stored.F32, name)
+            yield partial(lambda part: encode(finite(part()[..., half], name), Stored.F32, name), part)
 
-    def _parts(self, name: str, stored: Stored) -> Iterator[torch.Tensor]:
+    def _parts(self, name: str, stored: Stored) -> Iterator[Part]:
         heads = rotated_heads(name, self.family, self.config)
         parts = self.merged.parts(self.weight, self.factors)
         if heads:
-            parts = iter([rotate_pairs(torch.cat(list(parts)), heads)])
+            # Heads lie in several parts.
+            whole = list(parts)
+            parts = iter([lambda: rotate_pairs(torch.cat([part() for part in whole]), heads)])
         for part in parts:
-            if self.family.norm_offset and name.endswith("norm.weight"):
-                part = part.float() + self.family.norm_offset
-            yield encode(finite(part, self.weight.name), stored, name)
+            yield partial(self._encoded, part, name, stored)
+
+    def _encoded(self, part: Part, name: str, stored: Stored) -> torch.Tensor:
+        values = part()
+        if self.family.norm_offset and name.endswith("norm.weight"):
+            values = values.float() + self.family.norm_offset
+        return encode(finite(values, self.weight.name), stored, name)
 
 
 def rows_of(family: Family, index: int, count: int, rows: int) -> slice:
@@ -249,7 +262,7 @@ def write_tensors(
         stream.write(header + bytes(-len(header) % ALIGNMENT))
         for tensor in tensors:
             written = 0
-            for part in tensor.parts():
+            for part in in_order(tensor.parts()):
                 if part.numel():
                     stream.write(as_bytes(part.contiguous()))
                 written += part.nbytes

@@ -5,6 +5,7 @@ experts with the expert in front; the scale is alpha over the rank it sees.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -51,17 +52,18 @@ def _pair(
     front = (weight.experts,) if weight.experts else ()
     half, heads = rows_of(family, index, count, rows), rotated_heads(name, family, config)
 
-    def low() -> Iterator[torch.Tensor]:
-        for expert in range(factors.experts):
-            yield finite(merged.change(factors, expert)[0], factors.a)
+    def low(expert: int) -> torch.Tensor:
+        return finite(merged.change(factors, expert)[0], factors.a)
 
-    def high() -> Iterator[torch.Tensor]:
-        for expert in range(factors.experts):
-            part = merged.change(factors, expert)[1][half]
-            yield finite(rotate_pairs(part, heads) if heads else part.contiguous(), factors.b)
+    def high(expert: int) -> torch.Tensor:
+        part = merged.change(factors, expert)[1][half]
+        return finite(rotate_pairs(part, heads) if heads else part.contiguous(), factors.b)
 
-    yield GgufTensor(f"{name}.lora_a", (*front, factors.rank, weight.columns), Stored.F32, low)
-    yield GgufTensor(f"{name}.lora_b", (*front, rows, factors.rank), Stored.F32, high)
+    def parts(side: Callable[[int], torch.Tensor]) -> Iterator[Callable[[], torch.Tensor]]:
+        return (partial(side, expert) for expert in range(factors.experts))
+
+    yield GgufTensor(f"{name}.lora_a", (*front, factors.rank, weight.columns), Stored.F32, lambda: parts(low))
+    yield GgufTensor(f"{name}.lora_b", (*front, rows, factors.rank), Stored.F32, lambda: parts(high))
 
 
 def write_adapter(

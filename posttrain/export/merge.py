@@ -4,8 +4,10 @@ Arithmetic is float32, rounded once. At any time one expert's matrix, or a part 
 """
 
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +16,7 @@ import torch
 from posttrain.engine import mxfp4
 from posttrain.errors import ModelError, PhaseFault
 from posttrain.export.factors import Factors, plan_factors
+from posttrain.export.stream import in_order
 from posttrain.export.survival import Survival, Survivals
 from posttrain.export.tensors import ShardWriter, TensorFolder, TensorSpec, write_index
 from posttrain.export.weights import Weight, find_weights, read_config
@@ -137,6 +140,7 @@ class MergedWeights:
         self.base = TensorFolder(base)
         self.adapter = TensorFolder(adapter / "adapter_model.safetensors") if adapter else None
         self._factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._reading = threading.Lock()
 
     def matrix(self, weight: Weight, factors: Factors | None, expert: int) -> torch.Tensor:
         """One expert's [rows, columns], merged in float32; without factors as stored. It may be a transposed view."""
@@ -158,16 +162,18 @@ class MergedWeights:
         blocks, scales = (self.base.read_rows(spec.name, expert, expert + 1)[0] for spec in weight.specs)
         return blocks, scales
 
-    def parts(self, weight: Weight, factors: Factors | None) -> Iterator[torch.Tensor]:
+    def parts(self, weight: Weight, factors: Factors | None) -> Iterator[Callable[[], torch.Tensor]]:
         """A weight without experts in parts along its first dimension, merged in float32; else as stored."""
         (spec,) = weight.specs
         if not spec.shape:
-            yield self.base.read(spec.name)
+            yield partial(self.base.read, spec.name)
             return
         step = max(1, PART_VALUES * spec.shape[0] // max(1, spec.bytes // spec.dtype.itemsize))
         for start in range(0, spec.shape[0], step):
-            stop = min(start + step, spec.shape[0])
-            yield self._add(self.base.read_rows(spec.name, start, stop), factors, 0, start, stop)
+            yield partial(self._part, spec.name, factors, start, min(start + step, spec.shape[0]))
+
+    def _part(self, name: str, factors: Factors | None, start: int, stop: int) -> torch.Tensor:
+        return self._add(self.base.read_rows(name, start, stop), factors, 0, start, stop)
 
     def _add(self, stored: torch.Tensor, factors: Factors | None, expert: int, start: int, stop: int) -> torch.Tensor:
         """`stored` plus rows `start` to `stop` of the expert's change."""
@@ -181,10 +187,12 @@ class MergedWeights:
 
     def change(self, factors: Factors, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The expert's A [rank, columns] and B [rows, rank]; the change is scale * B A."""
-        if factors.a not in self._factors:
-            assert self.adapter is not None
-            self._factors = {factors.a: (self.adapter.read(factors.a).float(), self.adapter.read(factors.b).float())}
-        a, b = self._factors[factors.a]
+        with self._reading:
+            if factors.a not in self._factors:
+                assert self.adapter is not None
+                a, b = self.adapter.read(factors.a), self.adapter.read(factors.b)
+                self._factors = {factors.a: (a.float(), b.float())}
+            a, b = self._factors[factors.a]
         return a[expert * factors.rank : (expert + 1) * factors.rank], b[:, expert :: factors.experts].contiguous()
 
 
@@ -209,7 +217,7 @@ def apply_merge(
             continue
         with ShardWriter(target / name, [spec for tensor in shard for spec in tensor.targets]) as writer:
             for tensor in shard:
-                for part in _written_parts(tensor, weights, survivals):
+                for part in written_parts(tensor, weights, survivals):
                     writer.write(part)
                     advance(part.nbytes)
                 faults.reach("merge.tensor_written")
@@ -235,47 +243,66 @@ def split_shards(plan: MergePlan, limit: int = SHARD_BYTES) -> list[list[TensorP
     return shards
 
 
-def _written_parts(tensor: TensorPlan, weights: MergedWeights, survivals: Survivals) -> Iterator[torch.Tensor]:
+def written_parts(tensor: TensorPlan, weights: MergedWeights, survivals: Survivals) -> Iterator[torch.Tensor]:
     """The bytes of the tensor's targets, in their order."""
-    weight, factors = tensor.weight, tensor.factors
+    weight, factors, dtype = tensor.weight, tensor.factors, tensor.targets[0].dtype
     if tensor.store == "mxfp4":
         yield from _mxfp4_parts(tensor, weights, survivals)
     elif weight.experts:
-        for expert in range(weight.experts):
-            matrix = weights.matrix(weight, factors, expert)
-            stored = matrix if weight.layout in ("plain", "pieces") else matrix.T
-            yield finite(stored.to(tensor.targets[0].dtype), f"{weight.name}[{expert}]").contiguous()
+        yield from in_order(partial(_expert, tensor, weights, expert) for expert in range(weight.experts))
     else:
-        for part in weights.parts(weight, factors):
-            yield finite(part.to(tensor.targets[0].dtype), weight.name)
+        parts = weights.parts(weight, factors)
+        yield from in_order(partial(lambda part: finite(part().to(dtype), weight.name), part) for part in parts)
+
+
+def _expert(tensor: TensorPlan, weights: MergedWeights, expert: int) -> torch.Tensor:
+    weight = tensor.weight
+    matrix = weights.matrix(weight, tensor.factors, expert)
+    stored = matrix if weight.layout in ("plain", "pieces") else matrix.T
+    return finite(stored.to(tensor.targets[0].dtype), f"{weight.name}[{expert}]").contiguous()
 
 
 def _mxfp4_parts(tensor: TensorPlan, weights: MergedWeights, survivals: Survivals) -> Iterator[torch.Tensor]:
     """Blocks expert by expert, then all scales, which are 1/16 of them."""
-    weight, factors = tensor.weight, tensor.factors
     kept_scales = []
     survival = Survival(0.0, 0.0)
-    for expert in range(weight.experts):
-        name = f"{weight.name}[{expert}]"
-        before = weights.codes(weight, expert) if weight.layout == "mxfp4" else None
-        if before is not None and factors is None:
-            blocks, scales = before
-            if (scales == 255).any():
-                raise PhaseFault(f"{name} holds scales that are NaN (code 255); nothing was kept")
-        else:
-            matrix = finite(weights.matrix(weight, factors, expert), name).contiguous()
-            if before is None and factors is not None:
-                before = mxfp4.encode(weights.unmerged(weight, expert).contiguous())
-            blocks, scales = mxfp4.encode(matrix) if before is None else mxfp4.encode_change(matrix, before)
-            if factors is not None and before is not None:
-                low, high = weights.change(factors, expert)
-                change = (high @ low) * factors.scale
-                survival += Survival.measured(change, mxfp4.decode(blocks, scales) - mxfp4.decode(*before))
+    experts = range(tensor.weight.experts)
+    for blocks, scales, survived in in_order(partial(_mxfp4_expert, tensor, weights, expert) for expert in experts):
         kept_scales.append(scales)
+        survival += survived
         yield blocks
     yield torch.stack(kept_scales)
-    if factors is not None:
-        survivals.add(weight.name, survival)
+    if tensor.factors is not None:
+        survivals.add(tensor.weight.name, survival)
+
+
+def _mxfp4_expert(
+    tensor: TensorPlan, weights: MergedWeights, expert: int
+) -> tuple[torch.Tensor, torch.Tensor, Survival]:
+    """One expert's blocks and scales, and what of its change is in them."""
+    weight, factors = tensor.weight, tensor.factors
+    name = f"{weight.name}[{expert}]"
+    before = weights.codes(weight, expert) if weight.layout == "mxfp4" else None
+    if before is not None and factors is None:
+        if (before[1] == 255).any():
+            raise PhaseFault(f"{name} holds scales that are NaN (code 255); nothing was kept")
+        return *before, Survival(0.0, 0.0)
+    matrix = finite(weights.matrix(weight, factors, expert), name).contiguous()
+    if factors is None:
+        return *mxfp4.encode(matrix), Survival(0.0, 0.0)
+    low, high = weights.change(factors, expert)
+    stored = weights.unmerged(weight, expert) if before is None else matrix
+    found, survival = [], Survival(0.0, 0.0)
+    step = max(1, PART_VALUES // weight.columns)
+    for start in range(0, weight.rows, step):  # whole matrices of a 20B model would need a dozen copies of 66 MB
+        rows = slice(start, start + step)
+        ground = mxfp4.encode(stored[rows]) if before is None else (before[0][rows], before[1][rows])
+        codes = mxfp4.encode_change(matrix[rows], ground)
+        found.append(codes)
+        change = (high[rows] @ low) * factors.scale
+        survival += Survival.measured(change, mxfp4.decode(*codes) - mxfp4.decode(*ground))
+    blocks, scales = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return blocks, scales, survival
 
 
 def finite(tensor: torch.Tensor, name: str) -> torch.Tensor:

@@ -1,17 +1,46 @@
-"""A file written front to back by a thread of its own, so that arithmetic and the disk work at the same time."""
+"""Parts computed side by side, and a file written front to back by a thread of its own: arithmetic and the disk work
+at the same time."""
 
 import os
 import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 from types import TracebackType
+from typing import TypeVar
+
+import torch
 
 from posttrain.run.folder import fsync_folder
 
+Result = TypeVar("Result")
 QUEUED_PARTS = 3
 """Parts that may wait for the disk; more would only take memory."""
-SYNC_BYTES = 256 * 1024**2
+SYNC_BYTES = 64 * 1024**2
 """Sent to the disk in such portions, or the kernel hoards a whole file and the last sync waits for all of it."""
+
+
+def in_order(parts: Iterable[Callable[[], Result]]) -> Iterator[Result]:
+    """What the parts give, in their order; as many are computed at a time as torch has threads, each by one thread.
+
+    An operation that is shared out among threads waits for the slowest of them, which on a busy machine is slower than
+    one thread alone.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            begun: deque[Future[Result]] = deque()
+            for part in parts:
+                begun.append(pool.submit(part))
+                if len(begun) > threads:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
+    finally:
+        torch.set_num_threads(threads)
 
 
 class FileStream:

@@ -13,6 +13,7 @@ from posttrain.engine.device import fuse_layers, prepare_device
 from posttrain.engine.model import hold_frozen, load_model
 from posttrain.phases.context import PhaseContext, PhaseOutcome
 from posttrain.phases.preference import margins, pair_item
+from posttrain.phases.sampling import sampler_for, show_weights
 from posttrain.recipe.types import EvaluatePhase, Vote
 from posttrain.rollout.episodes import Episode, run_episodes, seed_of
 from posttrain.rollout.sampler import Sampler
@@ -34,17 +35,18 @@ def run(context: PhaseContext, phase: EvaluatePhase) -> PhaseOutcome:
     hold_frozen(model, phase.precision)
     fuse_layers(model, phase.precision)
     render = renderer(context.recipe.chat, Tokenizer.load(context.base_folder(state)))
-    sampler = Sampler(model, render.stop_tokens, phase.precision, context.execution.rollout_tokens)
 
     answers: list[dict[str, Any]] = []
-    for name in phase.datasets:
-        shard = Shard(context.dataset_folder(name))
-        with context.interruptible():
-            if shard.content == "pairs":
-                answers += answer_pairs(context, phase, model, render, name, shard)
-            else:
-                answers += answer_tasks(context, phase, sampler, render, name, shard)
-        faults.reach("evaluate.dataset_done")
+    with sampler_for(context, phase, model, render) as sampler:
+        show_weights(sampler, context, model, 0)
+        for name in phase.datasets:
+            shard = Shard(context.dataset_folder(name))
+            with context.interruptible():
+                if shard.content == "pairs":
+                    answers += answer_pairs(context, phase, model, render, name, shard)
+                else:
+                    answers += answer_tasks(context, phase, sampler, render, name, shard)
+            faults.reach("evaluate.dataset_done")
     write_atomic(context.folder.answers, b"".join(as_line(answer) for answer in answers))
     return PhaseOutcome((context.folder.answers,), means(answers), counts(answers))
 

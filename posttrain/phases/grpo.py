@@ -6,6 +6,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
+from posttrain.chat.conversation import Conversation
 from posttrain.chat.render import Renderer, renderer
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.data.order import Samples
@@ -19,7 +20,9 @@ from posttrain.engine.step import StepReport
 from posttrain.errors import PhaseFault, Stopped
 from posttrain.phases.context import PhaseContext, PhaseOutcome, handed_on
 from posttrain.phases.finish import save_state
+from posttrain.phases.groups import DUPLICATE, TOO_SHORT, TRUNCATED, Curriculum, Group, chosen, mask, spread
 from posttrain.phases.loop import TrainingLoop, load_trainable, num_steps
+from posttrain.phases.sampling import sampler_for, show_weights
 from posttrain.recipe.types import DrGrpo, GrpoPhase
 from posttrain.rollout.episodes import Ended, Episode, run_episodes, seed_of, trimmed
 from posttrain.rollout.sampler import Sampler
@@ -35,38 +38,68 @@ def run(context: PhaseContext, phase: GrpoPhase) -> PhaseOutcome:
     model = load_trainable(context, phase)
     tokenizer = Tokenizer.load(context.base_folder(context.states[phase.model]))
     render = renderer(context.recipe.chat, tokenizer)
-    sampler = Sampler(model, render.stop_tokens, phase.precision, context.execution.rollout_tokens)
     # Before a checkpoint is restored: this is the phase's input state.
     reference = Reference(trainable(model)) if phase.kl_weight else None
     steps = num_steps(phase.steps, lambda epoch: len(order), phase.groups_per_step)
     loop = TrainingLoop(context, phase, steps, model)
     written = episodes_on_disk(context, phase)
+    curriculum = curriculum_of(context, phase, tasks, render)
 
-    for step in loop.remaining():
-        episodes = written.get(step)
-        if episodes is None:
-            rows = order.of_step(step, phase.groups_per_step)
-            numbers = [row for row in rows for _ in range(phase.group_size)]
-            seeds = [
-                seed_of(context.recipe.seed, phase.name, step, place // phase.group_size, place % phase.group_size)
-                for place in range(len(numbers))
-            ]
-            try:
-                with context.interruptible():
-                    played = run_episodes(sampler, render, [tasks.row(n) for n in numbers], seeds, phase.sampling)
-            except Stopped:
-                # Nothing of a rollout is kept: the same seeds give the same one again.
-                loop.stop()
-            episodes = [as_row(phase, step, place, episode, render) for place, episode in enumerate(played)]
-            append_lines(context.folder.samples, episodes, sync=True)
-            faults.reach("grpo.episodes_written")
-        report = update(context, phase, loop, reference, episodes, step)
-        # How far the trainer's log-probabilities are from the sampler's: rounding alone, at a rollout's first update.
-        drift = report.sums.get("drift", 0.0) / max(1, report.target_tokens)
-        loop.record(step, report, drift=drift, **rollout_metrics(phase, episodes))
+    with sampler_for(context, phase, model, render) as sampler:
+        for step in loop.remaining():
+            episodes = written.get(step)
+            if episodes is None:
+                show_weights(sampler, context, model, step)
+                try:
+                    with context.interruptible():
+                        episodes = roll_out(context, phase, step, sampler, render, tasks, curriculum)
+                except Stopped:
+                    # Nothing of a rollout is kept: the same seeds give the same one again.
+                    loop.stop()
+                append_lines(context.folder.samples, episodes, sync=True)
+                faults.reach("grpo.episodes_written")
+            groups = in_groups(phase, episodes)
+            report = update(
+                context, phase, loop, reference, [groups[n] for n in chosen(groups, phase.groups_per_step)], step
+            )
+            # How far the trainer's log-probabilities are from the sampler's: rounding alone, at the first update.
+            drift = report.sums.get("drift", 0.0) / max(1, report.target_tokens)
+            loop.record(step, report, drift=drift, **rollout_metrics(phase, groups))
 
     state, outputs = save_state(context, phase, model)
     return PhaseOutcome(outputs, loop.summary(), episode_counts(context, phase), state)
+
+
+def curriculum_of(context: PhaseContext, phase: GrpoPhase, tasks: Shard, render: Renderer) -> Curriculum:
+    rows = [tasks.row(number) for number in range(tasks.num_rows)] if phase.curriculum else []
+    lengths = [len(render.prompt(Conversation.model_validate(row["prompt"]))) for row in rows]
+    return Curriculum(phase, Samples(tasks.mixture(context.recipe.seed)), rows, lengths)
+
+
+def roll_out(
+    context: PhaseContext,
+    phase: GrpoPhase,
+    step: int,
+    sampler: Sampler,
+    render: Renderer,
+    tasks: Shard,
+    curriculum: Curriculum,
+) -> list[dict[str, Any]]:
+    """The step's episodes as lines of samples.jsonl, group after group, masked as the filters ask."""
+    size = phase.group_size
+    numbers = [number for number in curriculum.of_step(step) for _ in range(size)]
+    seeds = [
+        seed_of(context.recipe.seed, phase.name, step, place // size, place % size) for place in range(len(numbers))
+    ]
+    played = run_episodes(sampler, render, [tasks.row(n) for n in numbers], seeds, curriculum.sampling(step))
+    episodes = [as_row(phase, step, place, episode, render) for place, episode in enumerate(played)]
+    for group in in_groups(phase, episodes):
+        mask(group, phase.filters)
+    return episodes
+
+
+def in_groups(phase: GrpoPhase, episodes: list[dict[str, Any]]) -> list[Group]:
+    return [episodes[at : at + phase.group_size] for at in range(0, len(episodes), phase.group_size)]
 
 
 def episode_counts(context: PhaseContext, phase: GrpoPhase) -> dict[str, int]:
@@ -74,20 +107,27 @@ def episode_counts(context: PhaseContext, phase: GrpoPhase) -> dict[str, int]:
     rows = list(read_lines(context.folder.metrics))
     return {
         "episodes": len(episodes),
-        "steps_without_spread": sum(row["zero_spread_groups"] == phase.groups_per_step for row in rows),
+        "steps_without_spread": sum(row["zero_spread_groups"] == rolled_groups(phase) for row in rows),
         "unscorable": sum(episode["score"] is None for episode in episodes),
+        **{
+            f"masked_{reason.replace(' ', '_')}": sum(episode["reason"] == reason for episode in episodes)
+            for reason in (TRUNCATED, TOO_SHORT, DUPLICATE)
+        },
         **{f"ended_{kind}": sum(episode["ended"] == kind for episode in episodes) for kind in get_args(Ended)},
     }
 
 
+def rolled_groups(phase: GrpoPhase) -> int:
+    return phase.groups_per_step + phase.spare_groups
+
+
 def as_row(phase: GrpoPhase, step: int, place: int, episode: Episode, render: Renderer) -> dict[str, Any]:
-    """An episode as its line in samples.jsonl; what the model never finished is masked, not scored 0."""
+    """An episode as its line in samples.jsonl; what cannot be scored is masked, not scored 0."""
     tokens, sampled, logprobs = trimmed(episode)
     score = episode.score
     assert score is not None
     value: float | None = None
-    reason = "truncated" if episode.ended == "length" else score.reason
-    if reason is None:
+    if score.reason is None:
         if unknown := phase.reward.keys() - score.parts.keys():
             raise PhaseFault(f"{phase.name}.reward: no part {sorted(unknown)}; this world has {sorted(score.parts)}")
         value = sum(weight * score.parts[part] for part, weight in phase.reward.items())
@@ -99,7 +139,7 @@ def as_row(phase: GrpoPhase, step: int, place: int, episode: Episode, render: Re
         "completion": render.text(tokens.tolist()),
         "score": value,
         "parts": score.parts,
-        "reason": reason,
+        "reason": score.reason,
         "ended": episode.ended,
         "prompt_tokens": episode.prompt,
         "tokens": tokens.tolist(),
@@ -110,7 +150,7 @@ def as_row(phase: GrpoPhase, step: int, place: int, episode: Episode, render: Re
 
 def episodes_on_disk(context: PhaseContext, phase: GrpoPhase) -> dict[int, list[dict[str, Any]]]:
     """Complete steps of episodes that an interrupted attempt wrote; a step cut short is rolled out again."""
-    per_step = phase.groups_per_step * phase.group_size
+    per_step = rolled_groups(phase) * phase.group_size
     steps: dict[int, list[dict[str, Any]]] = {}
     for row in read_lines(context.folder.samples):
         steps.setdefault(row["step"], []).append(row)
@@ -126,11 +166,10 @@ def update(
     phase: GrpoPhase,
     loop: TrainingLoop,
     reference: Reference | None,
-    episodes: list[dict[str, Any]],
+    groups: list[Group],
     step: int,
 ) -> StepReport:
     """`updates_per_rollout` optimizer steps on the groups' episodes, none if no group has spread; the last report."""
-    groups = [episodes[at : at + phase.group_size] for at in range(0, len(episodes), phase.group_size)]
     by_spread = not isinstance(phase.objective, DrGrpo)
     advantages = [group_advantages([episode["score"] for episode in group], by_spread) for group in groups]
     # A group without spread has no gradient but the divergence's: it is counted in the metrics and costs no pass.
@@ -141,13 +180,13 @@ def update(
         if has_gradient(values) and any(episode["score"] is not None for episode in groups[number])
     ]
     if not live:
-        return StepReport(loss=0.0, gradient_norm=0.0, tokens=0, target_tokens=0, seconds=0.0, sums={})
+        return StepReport(loss=0.0, gradient_norm=0.0, tokens=0, target_tokens=0, seconds=0.0, sums={}, items=())
     items = [group_item(groups[number]) for number in live]
     advantage_S = torch.tensor([value for number in live for value in advantages[number]])
     sampler_N = torch.cat(
         [torch.tensor(episode["logprobs"])[trained(episode)] for number in live for episode in groups[number]]
     )
-    scorable = [episode for episode in episodes if episode["score"] is not None]
+    scorable = [episode for group in groups for episode in group if episode["score"] is not None]
     plan = phase.precision, loop.micro_batch_tokens, phase.sampling.temperature
     old_N, weight_N, reference_N = sampler_N, None, None
     if phase.sampler_ratio_cap is not None:
@@ -196,12 +235,12 @@ def trained(episode: dict[str, Any]) -> torch.Tensor:
     return torch.tensor(episode["sampled"], dtype=torch.bool) & (episode["score"] is not None)
 
 
-def rollout_metrics(phase: GrpoPhase, episodes: list[dict[str, Any]]) -> dict[str, float]:
+def rollout_metrics(phase: GrpoPhase, groups: list[Group]) -> dict[str, float]:
+    """Of all that was rolled out, spare groups included."""
+    episodes = [episode for group in groups for episode in group]
     scores = [episode["score"] for episode in episodes if episode["score"] is not None]
-    groups = [episodes[at : at + phase.group_size] for at in range(0, len(episodes), phase.group_size)]
-    flat = sum(not any(group_advantages([episode["score"] for episode in group])) for group in groups)
     metrics = {
-        "zero_spread_groups": flat,
+        "zero_spread_groups": sum(not spread(group) for group in groups),
         "unscorable": len(episodes) - len(scores),
         "mean_new_tokens": sum(sum(episode["sampled"]) for episode in episodes) / len(episodes),
     }

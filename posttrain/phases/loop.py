@@ -1,8 +1,9 @@
 """The frame of every training phase: where to begin, what to write after a step, when to save and when to stop."""
 
 import gc
+import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,21 +11,25 @@ from typing import NoReturn
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from posttrain.engine import adapters, checkpoint
 from posttrain.engine.activations import keep_activations
-from posttrain.engine.checkpoint import TrainingState
-from posttrain.engine.device import fuse_layers, keep_vocabulary_on_cpu, prepare_device
-from posttrain.engine.model import hold_frozen, load_model, trainable, unfreeze_adapter
+from posttrain.engine.checkpoint import CheckpointWriter, TrainingState
+from posttrain.engine.device import fuse_layers, keep_vocabulary_on_cpu, prepare_device, take_peak_memory
+from posttrain.engine.flops import FlopCount, peak_flops
+from posttrain.engine.forward import device_of
+from posttrain.engine.model import hold_frozen, load_model, require_memory, trainable, unfreeze_adapter
 from posttrain.engine.optimizer import learning_rate, make_optimizer
 from posttrain.engine.packing import Item, plan_micro_batches
 from posttrain.engine.routing import RoutingWatch
 from posttrain.engine.step import LossSum, StepReport, train_step
-from posttrain.errors import MachineError, Stopped
+from posttrain.errors import MachineError, PhaseFault, Stopped
 from posttrain.host import machine
 from posttrain.host.machine import is_out_of_memory
 from posttrain.phases.context import PhaseContext
+from posttrain.recipe.check import HELD_OUT
 from posttrain.recipe.types import (
     ContinueAdapter,
     Epochs,
@@ -93,6 +98,14 @@ def load_trainable(context: PhaseContext, phase: TrainingPhase) -> PreTrainedMod
     return model
 
 
+@dataclass(frozen=True)
+class HeldOutMetrics:
+    """Metrics of the model as it is, computed after so many steps each and after the last one."""
+
+    every_steps: int
+    measure: Callable[[], dict[str, float]]
+
+
 @dataclass
 class TrainingLoop:
     """Steps of one phase, resumed exactly: yields the 1-based numbers that are still to do."""
@@ -101,13 +114,19 @@ class TrainingLoop:
     phase: TrainingPhase
     steps: int
     model: PreTrainedModel
+    held_out: HeldOutMetrics | None = None
 
     def __post_init__(self) -> None:
         parameters = trainable(self.model)
-        self.optimizer = make_optimizer(self.phase.optimizer, parameters.values())
+        self.device = device_of(self.model)
+        require_training_memory(parameters, self.device)
+        self.optimizer = make_optimizer(self.phase.optimizer, parameters)
         self.state = TrainingState(parameters, self.optimizer, self.context.fingerprint)
-        self.micro_batch_tokens = self.context.micro_batch_tokens
+        self.writer = CheckpointWriter(self.state, self.context.folder.path, self.context.execution.keep_checkpoints)
         self.routing = RoutingWatch(self.model)
+        self.flops = FlopCount(self.model)
+        self.peak_flops = peak_flops(self.device, self.phase.precision)
+        self.micro_batch_tokens = self.context.micro_batch_tokens
         self.done = self.saved = 0
         self._shown: dict[str, str] = {}
 
@@ -198,18 +217,29 @@ class TrainingLoop:
         elif messages:
             self.context.say(f"{folder.name}: no checkpoint is left, begins again at step 1")
         keep_rows_up_to(self.context.folder.metrics, self.done)
-        with self.context.progress(folder.name, self.steps, "steps", self.done) as progress:
-            for step in range(self.done + 1, self.steps + 1):
-                faults.reach("train.step")
-                yield step
-                self.done = step
-                progress.advance(1, **self._shown)
-                if step == self.steps:
-                    break
-                if self.context.stop_requested():
-                    self.stop()
-                if step % self.context.execution.checkpoint_every_steps == 0:
-                    self._save(step)
+        try:
+            with self.context.progress(folder.name, self.steps, "steps", self.done) as progress:
+                for step in range(self.done + 1, self.steps + 1):
+                    self.writer.check()
+                    faults.reach("train.step")
+                    yield step
+                    self.done = step
+                    progress.advance(1, **self._shown)
+                    self._after(step)
+            self.writer.wait()
+        finally:
+            # A step that failed does not take a checkpoint with it; a second signal waits for nothing.
+            if not self.context.stop_requested():
+                self.writer.join()
+
+    def _after(self, step: int) -> None:
+        """Save when due, and on request stop; the last step is saved by its phase."""
+        if step == self.steps:
+            return
+        if self.context.stop_requested():
+            self.stop()
+        if step % self.context.execution.checkpoint_every_steps == 0:
+            self._save(step)
 
     def stop(self) -> NoReturn:
         """Save what is done, and end."""
@@ -217,14 +247,13 @@ class TrainingLoop:
         if not self.done:
             raise Stopped(f"stopped in {name} before its first step was done")
         self._save(self.done)
+        self.writer.wait()
         raise Stopped(f"stopped in {name} after step {self.done} of {self.steps}; saved")
 
     def _save(self, step: int) -> None:
-        if step == self.saved:
-            return
-        self.state.save(self.context.folder.path, step)
-        self.saved = step
-        checkpoint.rotate(self.context.folder.path, self.context.execution.keep_checkpoints)
+        if step != self.saved:
+            self.writer.begin(step)
+            self.saved = step
 
     def record(self, step: int, report: StepReport, **extra: float) -> None:
         """Append the step's raw metrics."""
@@ -236,27 +265,64 @@ class TrainingLoop:
             "tokens": report.tokens,
             "target_tokens": report.target_tokens,
             "seconds": round(report.seconds, 4),
+            **self._speed(report),
             **self.routing.take(),
             **extra,
         }
+        row |= self._held_out_metrics(step)
         append_lines(self.context.folder.metrics, [row])
         self.context.track(self.context.folder.path.name, step, row)
         self._shown = {"loss": f"{report.loss:.3f}"} | {name: f"{value:.3f}" for name, value in extra.items()}
 
+    def _speed(self, report: StepReport) -> dict[str, float | None]:
+        """What the machine made of the step; null where there is nothing to say."""
+        seconds = report.seconds or math.inf
+        share = self.flops.of_step(report.items) / seconds / self.peak_flops if self.peak_flops else None
+        return {
+            "tokens_per_second": round(report.tokens / seconds, 1),
+            "peak_flops_share": None if share is None else round(share, 4),
+            "peak_memory_bytes": take_peak_memory(self.device),
+        }
+
+    def _held_out_metrics(self, step: int) -> dict[str, float]:
+        """Of the weights after `step`; empty when they are not due."""
+        if self.held_out is None or (step % self.held_out.every_steps and step != self.steps):
+            return {}
+        metrics = {f"{HELD_OUT}{name}": value for name, value in self.held_out.measure().items()}
+        if not all(map(math.isfinite, metrics.values())):
+            raise PhaseFault(
+                f"step {step}: {metrics}: not finite, so the weights after this step are of no use. "
+                f"Lower optimizer.learning_rate"
+            )
+        return metrics
+
     def summary(self) -> dict[str, float]:
-        """Result metrics from the raw rows: last loss, tokens, tokens per second, and the phase's peak memory."""
+        """Result metrics from the raw rows."""
         rows = list(read_lines(self.context.folder.metrics))
         tokens = sum(row["tokens"] for row in rows)
         seconds = sum(row["seconds"] for row in rows)
-        return {
+        metrics = {
             "steps": len(rows),
             "final_loss": rows[-1]["loss"],
             "tokens": tokens,
             "target_tokens": sum(row["target_tokens"] for row in rows),
             "tokens_per_second": tokens / seconds if seconds else 0.0,
-            "peak_memory_bytes": machine.peak_bytes(),
-            **({"peak_gpu_bytes": torch.cuda.max_memory_allocated()} if torch.cuda.is_initialized() else {}),
+            "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
         }
+        if seconds and all(row["peak_flops_share"] is not None for row in rows):
+            metrics["peak_flops_share"] = sum(row["peak_flops_share"] * row["seconds"] for row in rows) / seconds
+        return metrics | {name: value for name, value in rows[-1].items() if name.startswith(HELD_OUT)}
+
+
+def require_training_memory(parameters: Mapping[str, nn.Parameter], device: torch.device) -> None:
+    """Raise MachineError where there is no room for a gradient and two moments, and, on a CPU, for a checkpoint's copy.
+
+    Activations are not counted.
+    """
+    count = sum(parameter.numel() for parameter in parameters.values())
+    copies = 3 if device.type == "cuda" else 6
+    what = f"training {count / 1e6:,.1f}M parameters"
+    require_memory(what, 4 * copies * count, device, "a smaller rank in `trainable`, fewer targets")
 
 
 def release_memory() -> None:

@@ -18,10 +18,10 @@ from posttrain.export.smoke import smoke_metrics
 from posttrain.export.tensors import TensorFolder
 from posttrain.phases.context import ModelState, PhaseContext, PhaseOutcome
 from posttrain.recipe.types import MergePhase, PreparePhase, Sampling
-from posttrain.rollout.sampler import Sampler
+from posttrain.rollout.in_process import InProcessSampler
 from posttrain.run.folder import digest_folder
 
-SMOKE = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=96, max_turns=1)
+SMOKE = Sampling(temperature=0.0, top_p=1.0, top_k=None, max_new_tokens=96, max_turns=1)
 SMOKE_PROMPTS = 4
 
 
@@ -74,7 +74,7 @@ def folder_metrics(folder: Path, dtype: torch.dtype) -> dict[str, float]:
 def generations(context: PhaseContext, folder: Path) -> dict[str, str]:
     """What the merged model writes to a few of the run's own prompts, greedily."""
     render = renderer(context.recipe.chat, Tokenizer.load(folder))
-    sampler = Sampler(load_model(folder), render.stop_tokens, "float32", context.execution.rollout_tokens)
+    sampler = InProcessSampler(load_model(folder), render.stop_tokens, "float32", context.execution.rollout_tokens)
     prompts = [render.prompt(conversation) for conversation in smoke_conversations(context)]
     sampled = sampler.sample(prompts, [0] * len(prompts), SMOKE)
     return {render.text(prompt): render.text(answer.tokens) for prompt, answer in zip(prompts, sampled, strict=True)}

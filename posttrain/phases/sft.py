@@ -4,15 +4,17 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from posttrain.data.order import Samples
 from posttrain.data.packed_rows import PackedRows
 from posttrain.data.shard import Shard
+from posttrain.engine.forward import token_logprobs
 from posttrain.engine.objectives import sft_sum
 from posttrain.engine.packing import Item
 from posttrain.phases.context import PhaseContext, PhaseOutcome
 from posttrain.phases.finish import save_state
-from posttrain.phases.loop import TrainingLoop, load_trainable, num_steps
+from posttrain.phases.loop import HeldOutMetrics, TrainingLoop, load_trainable, num_steps
 from posttrain.recipe.types import Batch, RowBatch, SampleBatch, SftPhase
 
 
@@ -21,7 +23,7 @@ def run(context: PhaseContext, phase: SftPhase) -> PhaseOutcome:
     plan = batches(shard, phase.batch, context.recipe.seed)
     steps = num_steps(phase.steps, plan.of_epoch, plan.per_step)
     model = load_trainable(context, phase)
-    loop = TrainingLoop(context, phase, steps, model)
+    loop = TrainingLoop(context, phase, steps, model, held_out_metrics(context, phase, model))
 
     for step in loop.remaining():
         items = [sample_item(shard, samples) for samples in plan.of_step(step)]
@@ -34,6 +36,20 @@ def run(context: PhaseContext, phase: SftPhase) -> PhaseOutcome:
     counts = {"rows": shard.num_rows, "samples": len(shard), "samples_read": read}
     epochs = read / len(shard.mixture(context.recipe.seed))
     return PhaseOutcome(outputs, loop.summary() | {"epochs": epochs}, counts, state)
+
+
+def held_out_metrics(context: PhaseContext, phase: SftPhase, model: PreTrainedModel) -> HeldOutMetrics | None:
+    """Mean cross entropy of the held-out dataset's targets."""
+    if phase.held_out is None:
+        return None
+    shard = Shard(context.dataset_folder(phase.held_out.dataset))
+    items = [sample_item(shard, [sample]) for sample in range(len(shard))]
+
+    def measure() -> dict[str, float]:
+        logprob_N, _ = token_logprobs(model, items, phase.precision, context.micro_batch_tokens)
+        return {"loss": -logprob_N.double().mean().item()}
+
+    return HeldOutMetrics(phase.held_out.every_steps, measure)
 
 
 class Batches(NamedTuple):

@@ -5,6 +5,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from posttrain.recipe.check import HELD_OUT
 from posttrain.recipe.spelling import did_you_mean
 from posttrain.recipe.types import Gate
 
@@ -46,7 +47,8 @@ def _by_value(gate: Gate, metrics: Mapping[str, float | None]) -> tuple[float | 
 
 
 def _by_steps(gate: Gate, rows: Sequence[Row]) -> tuple[float | None, str | None]:
-    by_step: dict[int, Any] = {row["step"]: row.get(gate.metric) for row in rows}
+    sparse = gate.metric.startswith(HELD_OUT)
+    by_step: dict[int, Any] = {row["step"]: row.get(gate.metric) for row in rows if gate.metric in row or not sparse}
     values = [by_step[step] for step in sorted(by_step)]
     if len(values) < max(gate.minimum_steps, 1):
         return None, f"{len(values)} steps were recorded, the gate needs {max(gate.minimum_steps, 1)}"

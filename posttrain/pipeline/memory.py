@@ -52,6 +52,7 @@ class Memory:
     adapters: int
     """Trained weights and their gradients."""
     optimizer: int
+    """Its two moments, and on a CPU the copy that a checkpoint is written from."""
     activations: int
     cache: int
 
@@ -80,6 +81,9 @@ def memory(
     if isinstance(phase, ExportPhase | MergePhase):
         # A merged model is verified beside the one it was made from.
         weights = 2 * 4 * size.parameters if isinstance(phase, ExportPhase) else 4 * size.parameters
+    # On a CPU a checkpoint is copied before it is written, while training goes on.
+    moments = 2 if isinstance(phase, TrainingPhase) and phase.optimizer.moments == "8bit" else 8
+    moments += 0 if device == "cuda" else 4 + moments
     activations = 0
     if isinstance(phase, TrainingPhase):
         tokens = tokens_at_once(recipe, phase, execution, rows)
@@ -88,7 +92,7 @@ def memory(
         process=PROCESS_BYTES[device],
         weights=0 if full else weights,
         adapters=8 * trained,
-        optimizer=8 * trained,
+        optimizer=moments * trained,
         activations=activations,
         cache=cache_bytes(recipe, phase, size, execution, width),
     )

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -47,11 +48,19 @@ STEP_METRICS = (
     "tokens",
     "target_tokens",
     "seconds",
+    "tokens_per_second",
+    "peak_flops_share",
+    "peak_memory_bytes",
     *ROUTING_METRICS,
 )
+HELD_OUT = "held_out_"
+"""Begins the names of metrics of data that is not trained on, in the rows of the steps after which it was looked at."""
 METRICS_BY_KIND = {
-    "sft": (*STEP_METRICS, "fill"),
-    "preference": (*STEP_METRICS, "margin", "accuracy"),
+    "sft": (*STEP_METRICS, "fill", f"{HELD_OUT}loss"),
+    "preference": (
+        *(*STEP_METRICS, "margin", "accuracy"),
+        *(f"{HELD_OUT}{name}" for name in ("loss", "margin", "accuracy")),
+    ),
     "grpo": (*STEP_METRICS, "reward", "reward_accuracy", "zero_spread_groups", "unscorable", "mean_new_tokens"),
 }
 """Metrics in the rows of `metrics.jsonl`; a phase kind not listed writes no rows."""
@@ -185,6 +194,8 @@ def _phase_faults(recipe: Recipe, index: int, phase: Phase) -> Iterator[str]:
     earlier = recipe.phases[:index]
     yield from _model_faults(recipe, path, earlier, phase)
     yield from _dataset_faults(recipe, path, earlier, phase)
+    if isinstance(phase, TrainingPhase) and isinstance(phase.trainable, FullParameters) and phase.precision == "nf4":
+        yield f"{path}.precision: nf4 keeps frozen weights, and {path}.trainable trains all: use bfloat16, or lora"
     if isinstance(phase, TrainingPhase) and isinstance(phase.trainable, ContinueAdapter):
         yield from _continue_faults(f"{path}.model", recipe, phase.model)
     if isinstance(phase, ExportPhase):
@@ -194,6 +205,10 @@ def _phase_faults(recipe: Recipe, index: int, phase: Phase) -> Iterator[str]:
         yield from _weight_faults(f"{path}.datasets[{dataset.name}]", dataset)
     if isinstance(phase, SftPhase) and isinstance(phase.batch, RowBatch):
         yield from _row_faults(f"{path}.batch.row_tokens", earlier, phase.dataset, phase.batch)
+    if isinstance(phase, SftPhase | PreferencePhase) and phase.held_out and phase.held_out.dataset == phase.dataset:
+        yield f"{path}.held_out.dataset: {phase.dataset!r} is what the phase trains on; nothing of it is held out"
+    if isinstance(phase, GrpoPhase) and phase.curriculum:
+        yield from _curriculum_faults(f"{path}.curriculum", phase)
     if isinstance(phase, EvaluatePhase) and phase.vote:
         yield from _vote_faults(path, phase, phase.vote)
     yield from _repeated(f"{path}.gates", (gate.name for gate in phase.gates))
@@ -202,6 +217,17 @@ def _phase_faults(recipe: Recipe, index: int, phase: Phase) -> Iterator[str]:
     for field, values in _required(phase):
         if not values:
             yield f"{path}.{field}: empty; at least one is needed"
+
+
+def _curriculum_faults(path: str, phase: GrpoPhase) -> Iterator[str]:
+    starts = [stage.from_step for stage in phase.curriculum]
+    if starts[0] != 1:
+        yield f"{path}[0].from_step: {starts[0]} is not allowed: the first stage begins at step 1"
+    for place, (before, start) in enumerate(pairwise(starts), 1):
+        if start <= before:
+            yield f"{path}[{place}].from_step: {start} is not later than the stage before it, {before}"
+    if isinstance(phase.steps, int) and starts[-1] > phase.steps:
+        yield f"{path}[{len(starts) - 1}].from_step: {starts[-1]} is after the phase's last step, {phase.steps}"
 
 
 def _vote_faults(path: str, phase: EvaluatePhase, vote: Vote) -> Iterator[str]:
@@ -324,6 +350,8 @@ def _gate_faults(path: str, recipe: Recipe, phase: Phase, gate: Gate) -> Iterato
             f"{path}.metric: {gate.metric!r} is no metric of a {phase.kind} phase{did_you_mean(gate.metric, known)}; "
             f"allowed: {', '.join(known)}"
         )
+    elif gate.metric.startswith(HELD_OUT) and getattr(phase, "held_out", None) is None:
+        yield f"{path}.metric: {gate.metric!r} is never computed: this phase's held_out is null"
     steps = getattr(phase, "steps", None)
     if isinstance(steps, int) and gate.minimum_steps > steps:
         yield f"{path}.minimum_steps: {gate.minimum_steps} can never be reached, the phase has {steps} steps"

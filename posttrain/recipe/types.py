@@ -16,8 +16,11 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Effort = Literal["low", "medium", "high"]
-Precision = Literal["float32", "bfloat16"]
-"""Type of the matrix products (autocast); weights and optimizer state of trained tensors stay float32."""
+Precision = Literal["float32", "bfloat16", "nf4"]
+"""Type of the matrix products (autocast); weights and optimizer state of trained tensors stay float32. `nf4` keeps the
+frozen matrices of a dense model in four bits and multiplies in bfloat16."""
+Dtype = Literal["float32", "bfloat16"]
+"""Type that weights are written in."""
 
 
 _drafting: ContextVar[bool] = ContextVar("drafting", default=False)
@@ -148,6 +151,16 @@ class FullParameters(Frozen):
 Trainable = Annotated[Lora | ContinueAdapter | FullParameters, Field(discriminator="kind")]
 
 
+class ParameterGroup(Frozen):
+    """Trained parameters by name, with multiples of the optimizer's learning rate and weight decay."""
+
+    pattern: str
+    """Of whole names, with `*` and `?` (`*.lora_B`). Parameters belong to the first group that matches; one that gets
+    none is a fault."""
+    learning_rate_scale: Annotated[float, Field(gt=0)]
+    weight_decay_scale: Annotated[float, Field(ge=0)]
+
+
 class AdamW(Frozen):
     learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]
@@ -160,6 +173,10 @@ class AdamW(Frozen):
     """Share of the phase's steps over which the rate rises from 0."""
     final_share: Share
     """The schedule's last rate as a share of `learning_rate`; ignored by `constant`."""
+    groups: tuple[ParameterGroup, ...]
+    """Parameters of no group are trained at scales of 1."""
+    moments: Literal["float32", "8bit"]
+    """How the two running means are kept; `8bit` takes a quarter of the memory, in blocks (bitsandbytes)."""
 
 
 # ---------------------------------------------------------------- data
@@ -410,6 +427,14 @@ def _at_least_one(steps: int | Epochs | Skipped) -> int | Epochs | Skipped:
 Steps = Annotated[int | Annotated[Epochs | Skipped, Field(discriminator="kind")], AfterValidator(_at_least_one)]
 
 
+class HeldOut(Frozen):
+    """The phase's loss on data that it does not train on."""
+
+    dataset: str
+    every_steps: Positive
+    """Computed over the whole dataset after so many steps each, and after the last one."""
+
+
 class SftPhase(PhaseBase):
     kind: Literal["sft"]
     model: str
@@ -421,12 +446,13 @@ class SftPhase(PhaseBase):
     steps: Steps
     """The dataset is read in seeded epochs until so many steps are done."""
     optimizer: AdamW
+    held_out: HeldOut | None
 
 
 class MergePhase(PhaseBase):
     kind: Literal["merge"]
     model: str
-    dtype: Precision
+    dtype: Dtype
 
 
 class Ipo(Frozen):
@@ -480,12 +506,16 @@ class PreferencePhase(PhaseBase):
     pairs_per_step: Positive
     steps: Steps
     optimizer: AdamW
+    held_out: HeldOut | None
 
 
 class Sampling(Frozen):
     temperature: Annotated[float, Field(ge=0)]
     """0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)]
+    """Of the most probable tokens, so many as reach this share."""
+    top_k: Positive | None
+    """Only so many of the most probable tokens; applied before `top_p`. None takes all."""
     max_new_tokens: Positive
     """Per turn."""
     max_turns: Positive
@@ -525,6 +555,32 @@ class Cispo(Frozen):
 GrpoObjective = Annotated[DrGrpo | Dapo | Gspo | Cispo, Field(discriminator="kind")]
 
 
+class Stage(Frozen):
+    """What is rolled out from a step on, until the next stage's."""
+
+    from_step: Positive
+    max_prompt_tokens: Positive
+    """Tasks with longer prompts wait for a later stage."""
+    max_turns: Positive
+    """In place of `sampling.max_turns`."""
+    tiers: tuple[str, ...] | None
+    """Values of the tasks' `tier`; None takes tasks of any, and those without one."""
+
+
+class EpisodeFilters(Frozen):
+    """Episodes that are rolled out and recorded, but not trained on; each is counted by its reason."""
+
+    at_least_tokens: Annotated[int, Field(ge=0)]
+    """Sampled tokens; an episode with fewer is masked."""
+    duplicates: Literal["kept", "masked"]
+    """Episodes whose tokens an earlier one of their group has."""
+    overlong: Literal["masked", "scored"]
+    """Episodes cut off at `max_new_tokens`."""
+
+
+EVERY_EPISODE = EpisodeFilters(at_least_tokens=0, duplicates="kept", overlong="masked")
+
+
 class GrpoPhase(PhaseBase):
     kind: Literal["grpo"]
     model: str
@@ -537,7 +593,12 @@ class GrpoPhase(PhaseBase):
     sampler_ratio_cap: Annotated[float, Field(gt=0)] | None
     """Truncated importance sampling: the cap of trainer over sampler probability; None trusts the sampler's own."""
     groups_per_step: Positive
+    spare_groups: Annotated[int, Field(ge=0)]
+    """Rolled out beyond `groups_per_step`: of all, the first ones with spread are trained on."""
     group_size: Annotated[int, Field(ge=2)]
+    filters: EpisodeFilters
+    curriculum: tuple[Stage, ...]
+    """Empty asks every task at every step."""
     steps: Steps
     updates_per_rollout: Positive
     reward: dict[str, float]
@@ -583,7 +644,7 @@ class ExportPhase(PhaseBase):
     metrics: tuple[str, ...]
     """The best candidate has the highest mean of these metrics; ties go to the later one."""
     formats: tuple[Literal["hf", "mxfp4", "gguf", "ollama", "adapter"], ...]
-    dtype: Precision
+    dtype: Dtype
     gguf_type: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "mxfp4", "auto"]
     """`auto` is MXFP4 experts with q8_0 elsewhere for GPT-OSS, and q8_0 for others."""
     verify_dataset: str
@@ -657,6 +718,8 @@ class Execution(Frozen):
     """Where tensors wait for the backward pass: with the model, or in the CPU's memory."""
     rollout_tokens: Positive = 65536
     """Key-value positions the sampler may hold at once."""
+    sampler_url: str | None = None
+    """An OpenAI-compatible server that samples in place of this process, such as `http://127.0.0.1:8000`."""
     checkpoint_every_steps: Positive = 50
     keep_checkpoints: Positive = 2
     tracker: Literal["none", "tensorboard", "trackio", "wandb"] = "none"

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from posttrain.recipe.types import (
+    EVERY_EPISODE,
     NOTHING_SUGGESTED,
     AdamW,
     Candidate,
@@ -16,6 +17,7 @@ from posttrain.recipe.types import (
     Gate,
     GrpoPhase,
     HarmonyFormat,
+    HeldOut,
     Ipo,
     Lora,
     MergePhase,
@@ -77,6 +79,8 @@ class Sizes:
     group_size: int
     samples_per_step: int
     rank: int
+    held_out_steps: int
+    """Steps between looks at the held-out loss."""
     tool_loss: float
     agent_loss: float
     """Hard gates: the mean raw loss of the last ten steps."""
@@ -96,6 +100,7 @@ QUICK = Sizes(
     group_size=8,
     samples_per_step=16,
     rank=16,
+    held_out_steps=40,
     tool_loss=0.6,
     agent_loss=1.2,
     merge_gates=(*MERGE_GATES, value_gate("smoke_ok", ">=", 1.0)),
@@ -131,6 +136,7 @@ def curriculum(
             batch=SampleBatch(kind="samples", samples=sizes.samples_per_step),
             steps=sizes.tool_steps,
             optimizer=adamw(3e-3),
+            held_out=HeldOut(dataset="tool_calls_heldout", every_steps=sizes.held_out_steps),
             gates=(loss_gate(sizes.tool_loss, sizes.tool_steps),),
         ),
         evaluation("eval_tool_sft", "tool_sft"),
@@ -145,6 +151,7 @@ def curriculum(
             batch=SampleBatch(kind="samples", samples=sizes.samples_per_step),
             steps=sizes.agent_steps,
             optimizer=adamw(3e-3),
+            held_out=HeldOut(dataset="agent_heldout", every_steps=sizes.held_out_steps),
             gates=(loss_gate(sizes.agent_loss, sizes.agent_steps),),
         ),
         evaluation("eval_agent_sft", "agent_sft"),
@@ -159,6 +166,7 @@ def curriculum(
             pairs_per_step=16,
             steps=sizes.preference_steps,
             optimizer=adamw(5e-6),
+            held_out=HeldOut(dataset="preferences", every_steps=sizes.preference_steps),
             gates=(),
         ),
         evaluation("eval_preference", "preference"),
@@ -173,12 +181,15 @@ def curriculum(
             kl_weight=0.0,
             sampler_ratio_cap=None,
             groups_per_step=sizes.groups_per_step,
+            spare_groups=0,
             group_size=sizes.group_size,
+            filters=EVERY_EPISODE,
+            curriculum=(),
             steps=sizes.grpo_steps,
             updates_per_rollout=1,
             reward={"format": 0.3, "hidden": 0.7},
             pass_mark=1.0,
-            sampling=Sampling(temperature=0.7, top_p=1.0, max_new_tokens=96, max_turns=1),
+            sampling=Sampling(temperature=0.7, top_p=1.0, top_k=None, max_new_tokens=96, max_turns=1),
             optimizer=adamw(4e-4),
             gates=(accuracy_gate(sizes.grpo_steps),),
         ),
@@ -211,6 +222,7 @@ def curriculum(
 
 
 def data(seed: int, cases: int, sizes: Sizes) -> PreparePhase:
+    watched = min(cases, 48)
     return PreparePhase(
         kind="prepare",
         name="data",
@@ -221,6 +233,8 @@ def data(seed: int, cases: int, sizes: Sizes) -> PreparePhase:
             ),
             dataset("pairs", "pairs", ("preferences", sizes.pairs), seed=seed),
             dataset("repair_tasks", "tasks", ("repair", sizes.tasks), seed=seed + 2),
+            dataset("tool_calls_heldout", "conversations", ("tools", watched), split="heldout", seed=seed + 1),
+            dataset("agent_heldout", "conversations", ("agent", watched), split="heldout", seed=seed + 1),
             dataset("tools", "tasks", ("tools", cases), split="heldout", seed=seed),
             dataset("repair", "tasks", ("repair", cases), split="heldout", seed=seed),
             dataset("preferences", "pairs", ("preferences", cases), split="heldout", seed=seed),
@@ -244,7 +258,7 @@ def evaluation(name: str, model: str, shots: int = 0) -> EvaluatePhase:
         datasets=("tools", "repair", "preferences") if not shots else ("tools", "repair"),
         shots=shots,
         vote=None,
-        sampling=Sampling(temperature=0.0, top_p=1.0, max_new_tokens=96, max_turns=2),
+        sampling=Sampling(temperature=0.0, top_p=1.0, top_k=None, max_new_tokens=96, max_turns=2),
         precision="float32",
         gates=(),
     )
@@ -261,6 +275,8 @@ def adamw(learning_rate: float) -> AdamW:
         schedule="cosine",
         warmup_share=0.05,
         final_share=0.1,
+        groups=(),
+        moments="float32",
     )
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from posttrain.recipe.types import (
+    EVERY_EPISODE,
     NOTHING_SUGGESTED,
     Base,
     ChatFormat,
@@ -66,7 +67,7 @@ TINY = Sizes(
     groups_per_step=16,
     group_size=8,
     rl_rate=1e-4,
-    sampling=Sampling(temperature=1.0, top_p=1.0, max_new_tokens=40, max_turns=1),
+    sampling=Sampling(temperature=1.0, top_p=1.0, top_k=None, max_new_tokens=40, max_turns=1),
 )
 LARGE = Sizes(
     base=HubBase(kind="hub", repo="Qwen/Qwen2.5-0.5B-Instruct", revision=None),
@@ -81,7 +82,7 @@ LARGE = Sizes(
     groups_per_step=16,
     group_size=16,
     rl_rate=1e-6,
-    sampling=Sampling(temperature=1.0, top_p=1.0, max_new_tokens=256, max_turns=1),
+    sampling=Sampling(temperature=1.0, top_p=1.0, top_k=None, max_new_tokens=256, max_turns=1),
 )
 """One epoch of about 23 thousand rows, and one of GSM8K's 8 thousand problems."""
 
@@ -157,6 +158,7 @@ def _sft(sizes: Sizes) -> SftPhase:
         batch=SampleBatch(kind="samples", samples=sizes.samples_per_step),
         steps=sizes.sft_steps,
         optimizer=adamw(sizes.sft_rate),
+        held_out=None,
         gates=(),
     )
 
@@ -173,7 +175,10 @@ def _rl(sizes: Sizes, model: str) -> GrpoPhase:
         kl_weight=0.0,
         sampler_ratio_cap=None,
         groups_per_step=sizes.groups_per_step,
+        spare_groups=0,
         group_size=sizes.group_size,
+        filters=EVERY_EPISODE,
+        curriculum=(),
         steps=sizes.rl_steps,
         updates_per_rollout=1,
         reward={"exact": 1.0},

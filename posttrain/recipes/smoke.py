@@ -18,6 +18,7 @@ SMALL = Sizes(
     group_size=2,
     samples_per_step=4,
     rank=2,
+    held_out_steps=2,
     tool_loss=10.0,
     agent_loss=10.0,
     merge_gates=MERGE_GATES,

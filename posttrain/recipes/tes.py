@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from posttrain.recipe.types import (
+    EVERY_EPISODE,
     NOTHING_SUGGESTED,
     AdamW,
     Base,
@@ -68,7 +69,7 @@ def tiny(grpo_steps: int) -> Sizes:
         grpo_steps=grpo_steps,
         groups_per_step=32,
         group_size=8,
-        sampling=Sampling(temperature=0.9, top_p=1.0, max_new_tokens=32, max_turns=1),
+        sampling=Sampling(temperature=0.9, top_p=1.0, top_k=None, max_new_tokens=32, max_turns=1),
         optimizer=adamw(3e-4),
         precision="float32",
         dtype="float32",
@@ -87,7 +88,7 @@ LARGE = Sizes(
     grpo_steps=200,
     groups_per_step=4,
     group_size=16,
-    sampling=Sampling(temperature=1.0, top_p=1.0, max_new_tokens=4000, max_turns=1),
+    sampling=Sampling(temperature=1.0, top_p=1.0, top_k=None, max_new_tokens=4000, max_turns=1),
     optimizer=adamw(5e-5),
     precision="bfloat16",
     dtype="bfloat16",
@@ -157,7 +158,10 @@ def curriculum(
             kl_weight=0.0,
             sampler_ratio_cap=None,
             groups_per_step=sizes.groups_per_step,
+            spare_groups=0,
             group_size=sizes.group_size,
+            filters=EVERY_EPISODE,
+            curriculum=(),
             steps=sizes.grpo_steps,
             updates_per_rollout=1,
             reward={"reward": 1.0},
@@ -197,6 +201,7 @@ def opening_sft(sizes: Sizes) -> SftPhase:
         batch=SampleBatch(kind="samples", samples=sizes.samples_per_step),
         steps=sizes.opening_steps,
         optimizer=adamw(3e-3),
+        held_out=None,
         gates=(),
     )
 

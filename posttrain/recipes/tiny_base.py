@@ -86,7 +86,10 @@ def pretraining(name: str, model: str, dataset: str, steps: int, learning_rate: 
             schedule="cosine",
             warmup_share=0.03,
             final_share=0.05,
+            groups=(),
+            moments="float32",
         ),
+        held_out=None,
         gates=(
             Gate(
                 name="loss",

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from posttrain.recipe.types import (
+    EVERY_EPISODE,
     AdamW,
     Base,
     Candidate,
@@ -81,7 +82,7 @@ QUICK_TEST: Profile = {
     "grpo": Part(1, 2, 4096),
 }
 QUICK_STEPS = 50
-SAMPLING = Sampling(temperature=0.7, top_p=1.0, max_new_tokens=1024, max_turns=1)
+SAMPLING = Sampling(temperature=0.7, top_p=1.0, top_k=None, max_new_tokens=1024, max_turns=1)
 QUICK_SAMPLING = SAMPLING.model_copy(update={"max_new_tokens": 128})
 """The tiny base knows no end to what it writes about texts like these."""
 STEPS: dict[str, Steps] = {
@@ -164,6 +165,7 @@ def _phases(profile: Profile, steps: dict[str, Steps], task_file: str, quick_tes
             batch=RowBatch(kind="rows", rows=profile["tool_sft"].per_step, row_tokens=tokens["tool_sft"]),
             steps=steps["tool_sft"],
             optimizer=_adamw(2e-5),
+            held_out=None,
             gates=(_loss_gate(2.0, steps["tool_sft"], hard),),
         ),
         _evaluation("tool_sft", precision, sampling),
@@ -184,6 +186,7 @@ def _phases(profile: Profile, steps: dict[str, Steps], task_file: str, quick_tes
             batch=RowBatch(kind="rows", rows=profile["agent_sft"].per_step, row_tokens=tokens["agent_sft"]),
             steps=steps["agent_sft"],
             optimizer=_adamw(3e-5).model_copy(update={"clip_norm": 0.5}),
+            held_out=None,
             gates=(_loss_gate(1.8, steps["agent_sft"], hard),),
         ),
         _evaluation("agent_sft", precision, sampling),
@@ -198,6 +201,7 @@ def _phases(profile: Profile, steps: dict[str, Steps], task_file: str, quick_tes
             pairs_per_step=profile["preference"].per_step,
             steps=steps["preference"],
             optimizer=_adamw(5e-7),
+            held_out=None,
             gates=(),
         ),
         _evaluation("preference", precision, sampling),
@@ -231,7 +235,10 @@ def _grpo(part: Part, steps: Steps, precision: Precision, sampling: Sampling) ->
         kl_weight=0.0,
         sampler_ratio_cap=None,
         groups_per_step=part.per_step,
+        spare_groups=0,
         group_size=4,
+        filters=EVERY_EPISODE,
+        curriculum=(),
         steps=steps,
         updates_per_rollout=1,
         reward={"format": 0.1, "tool": 0.2, "exact": 0.7},
@@ -267,6 +274,8 @@ def _adamw(learning_rate: float) -> AdamW:
         schedule="cosine",
         warmup_share=0.05,
         final_share=0.0,
+        groups=(),
+        moments="float32",
     )
 
 

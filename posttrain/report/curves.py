@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from posttrain.recipe.check import HELD_OUT
 from posttrain.report.comparison import MetricRow
 from posttrain.report.read import PhaseRecord, number
 from posttrain.report.words import amount, duration, plain
@@ -26,8 +27,12 @@ CURVES = {
     "reward_accuracy": "reward accuracy",
     "zero_spread_groups": "groups without spread",
     "mean_new_tokens": "new tokens per episode",
+    "tokens_per_second": "tokens per second",
+    "expert_load_max": "busiest expert (even: 1)",
+    "dead_experts": "experts without a token",
+    "router_entropy": "router entropy, nats",
 }
-"""Metrics of a training step that are drawn, in this order."""
+"""Metrics of a training step that are drawn, in this order; those of held-out data in the panel of their namesake."""
 
 
 @dataclass(frozen=True)
@@ -58,22 +63,34 @@ def phase_curves(phase: PhaseRecord) -> list[Panel]:
     """One panel per metric of the phase's steps that has a number in it."""
     panels = []
     for metric, title in CURVES.items():
-        points = [(row["step"], value) for row in phase.metrics if (value := number(row.get(metric))) is not None]
+        points, held_out = _points(phase, metric), _points(phase, HELD_OUT + metric)
         if not points:
             continue
         thresholds = [gate.threshold for gate in phase.gates if gate.metric == metric and gate.threshold is not None]
-        panels.append(curve_panel(title, points, thresholds, missing=len(phase.metrics) - len(points)))
+        missing = len(phase.metrics) - len(points)
+        panels.append(curve_panel(title, points, thresholds, missing, held_out))
     return panels
 
 
-def curve_panel(title: str, points: Sequence[tuple[float, float]], thresholds: Sequence[float], missing: int) -> Panel:
-    """Raw values as dots, their moving mean as a line, gate thresholds as dashed lines."""
+def _points(phase: PhaseRecord, metric: str) -> list[tuple[float, float]]:
+    return [(row["step"], value) for row in phase.metrics if (value := number(row.get(metric))) is not None]
+
+
+def curve_panel(
+    title: str,
+    points: Sequence[tuple[float, float]],
+    thresholds: Sequence[float],
+    missing: int,
+    held_out: Sequence[tuple[float, float]] = (),
+) -> Panel:
+    """Raw values as dots, their moving mean as a line, gate thresholds as dashed lines, held-out data as rings."""
     steps, values = [step for step, _ in points], [value for _, value in points]
     window = smoothing_window(len(points))
     line = smooth(values, window)
     x = _scale(min(steps), max(steps), LEFT, WIDTH - RIGHT)
     # A threshold far from the curve would flatten it: such a gate stands in the gates table only.
-    low, high = min(values), max(values)
+    drawn = [*values, *(value for _, value in held_out)]
+    low, high = min(drawn), max(drawn)
     reach = (high - low) or abs(high) or 1.0
     shown = [value for value in thresholds if low - reach / 2 <= value <= high + reach / 2]
     ticks = nice_ticks(min([low, *shown]), max([high, *shown]))
@@ -87,10 +104,15 @@ def curve_panel(title: str, points: Sequence[tuple[float, float]], thresholds: S
     if len(points) > 1:
         path = "M" + "L".join(f"{x(steps[at]):.1f} {y(line[at]):.1f}" for at in places)
         marks.append(f'<path d="{path}" class="smooth"/>')
+    if held_out:
+        joined = "M" + "L".join(f"{x(s):.1f} {y(v):.1f}" for s, v in held_out)
+        marks.append(f'<path d="{joined}" class="held"/>')
+        marks += [f'<circle cx="{x(s):.1f}" cy="{y(v):.1f}" r="3" class="held"/>' for s, v in held_out]
     told = f"{title}: {plain(values[0])} at step {plain(steps[0])}, {plain(values[-1])} at step {plain(steps[-1])}"
     labels = [(x(steps[0]), plain(steps[0]), "start"), (x(steps[-1]), f"step {plain(steps[-1])}", "end")]
     caption = f"dots: {'raw' if stride == 1 else f'every {stride}th raw value'}"
     caption += f"; line: mean of {window} steps" if window > 1 else "; line: joins them" if len(points) > 1 else ""
+    caption += "; rings: held-out data" if held_out else ""
     caption += "; dashed: gate" if shown else ""
     caption += f"; {missing} steps without a number" if missing else ""
     return Panel(title, caption, _svg(told, _grid(ticks, y) + "".join(marks) + _labels(labels)))

@@ -9,6 +9,7 @@ from posttrain.report import words
 from posttrain.report.comparison import Evaluations, Examples, MetricRow, evaluations, examples
 from posttrain.report.read import PhaseRecord, RunRecord, listing, mapping, number
 from posttrain.report.statistics import Comparison
+from posttrain.report.training import overfitting
 from posttrain.run.folder import digest_json
 
 NOTABLE = re.compile(r"drop|skip|unscor|truncat|without|aside|unreadable|repeated|ended_(length|format|turns)|one side")
@@ -95,7 +96,7 @@ def document(run: RunRecord) -> Document:
         exported=exported(run, found),
         headline=tuple(_headline(row, found) for row in found.headline),
         found=found,
-        incidents=tuple(_incidents(run)),
+        incidents=(*_incidents(run), *_warnings(run)),
         examples=examples(found),
         exports=tuple(phase for phase in run.phases if phase.kind == "export" and phase.complete),
         counts=tuple(_counts(run, found)),
@@ -222,7 +223,11 @@ def _datasets(run: RunRecord) -> Iterator[DatasetRecord]:
                 max_tokens=spec.get("max_tokens"),
                 digest=str(digest) if digest else None,
                 counts={key: value for key, raw in counts.items() if (value := number(raw)) is not None},
-                used_by=tuple(user.name for user in run.phases if name in _datasets_of(user.spec)),
+                used_by=tuple(
+                    user.name
+                    for user in run.phases
+                    if name in _datasets_of(user.spec) or name == mapping(user.spec.get("held_out")).get("dataset")
+                ),
             )
 
 
@@ -234,6 +239,7 @@ def _source(source: dict[str, Any]) -> str:
 
 
 def _datasets_of(spec: dict[str, Any]) -> set[str]:
+    """What a phase's result was made from; held-out data only watched it being made."""
     if spec.get("kind") == "prepare":
         return set()
     names = [spec.get("dataset"), spec.get("verify_dataset"), *map(str, listing(spec.get("datasets")))]
@@ -318,6 +324,12 @@ def _incidents(run: RunRecord) -> Iterator[Incident]:
                 what = f"attempt {event.get('attempt')} {kind.replace('_', ' ')}: {event.get('message')}"
         if what is not None:
             yield Incident(words.moment(number(event.get("time"))), str(event.get("phase") or words.NOTHING), what)
+
+
+def _warnings(run: RunRecord) -> Iterator[Incident]:
+    for phase in run.phases:
+        if found := overfitting(phase):
+            yield Incident(f"step {found.step}", phase.name, found.what)
 
 
 def _facts(run: RunRecord) -> Iterator[tuple[str, tuple[tuple[str, str], ...]]]:

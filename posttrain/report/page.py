@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-from posttrain.report import curves, words
+from posttrain.report import curves, training, words
 from posttrain.report.document import Document, document, said
 from posttrain.report.read import TRAINING_KINDS, read_run
 from posttrain.report.text import markdown
@@ -50,7 +50,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"words": words, "curves": curves, "said": said}
+    environment.globals |= {"words": words, "curves": curves, "training_of": training, "said": said}
     environment.filters |= {"transcript": transcript, "last_request": last_request}
     return environment.get_template("page.html.j2")
 

@@ -9,6 +9,7 @@ from posttrain.report.comparison import Example, MetricRow
 from posttrain.report.document import Document, LineageNode, said
 from posttrain.report.read import Answer, PhaseRecord, listing, mapping, number
 from posttrain.report.statistics import RESAMPLES, Comparison
+from posttrain.report.training import cost
 
 
 def markdown(content: Document) -> str:
@@ -152,7 +153,7 @@ def _change(found: Comparison | None, share: bool) -> str:
 def _training(content: Document) -> Iterator[str]:
     yield from ("## Training", "")
     rows = [
-        (phase.name, phase.kind, metric, len(values), *(words.plain(v) for v in (values[0], _mean(values[-10:]))))
+        (phase.name, phase.kind, metric, len(values), *(said(metric, v) for v in (values[0], _mean(values[-10:]))))
         for phase in content.run.phases
         for metric in _numbers(phase)
         if (values := [v for step in phase.metrics if (v := number(step.get(metric))) is not None])
@@ -161,6 +162,9 @@ def _training(content: Document) -> Iterator[str]:
         yield from table(("Phase", "Kind", "Metric", "Steps", "First", "Mean of the last ten"), rows)
     else:
         yield from ("No training step was recorded.", "")
+    for phase in content.run.phases:
+        if told := cost(phase):
+            yield from (f"- {cell(phase.name)}: {cell(told)}", "")
 
 
 def _numbers(phase: PhaseRecord) -> list[str]:

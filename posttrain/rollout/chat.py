@@ -13,14 +13,14 @@ from posttrain.data.shard import Shard
 from posttrain.engine.model import load_model
 from posttrain.errors import ChatFormatError, InputError
 from posttrain.recipe.types import PreparePhase, Recipe, Sampling
-from posttrain.rollout.sampler import Sampler
+from posttrain.rollout.in_process import InProcessSampler
 from posttrain.run import recipe_file
 from posttrain.run.folder import RunFolder
 from posttrain.worlds.environment import Environment
 from posttrain.worlds.registry import start
 
 HELP = "/task puts a held-out task, /new starts over, /quit ends. Anything else goes to the model."
-SAMPLING = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=160, max_turns=1)
+SAMPLING = Sampling(temperature=0.0, top_p=1.0, top_k=None, max_new_tokens=160, max_turns=1)
 
 
 def finished_states(run: RunFolder, recipe: Recipe) -> dict[str, dict[str, Any]]:
@@ -57,7 +57,7 @@ def held_out_tasks(run: RunFolder, recipe: Recipe) -> Iterator[dict[str, Any]]:
 class Talk:
     """The messages so far and, while a task is played, the world that answers the model's calls."""
 
-    sampler: Sampler
+    sampler: InProcessSampler
     render: Renderer
     conversation: Conversation = field(default_factory=lambda: Conversation(messages=()))
     environment: Environment | None = None
@@ -112,7 +112,7 @@ def chat(run: RunFolder, state_name: str | None) -> None:
     base = run.model_folder(states[name]["base"])
     adapter: Path | None = run.model_folder(states[name]["adapter"]) if states[name]["adapter"] else None
     render = renderer(recipe.chat, Tokenizer.load(base))
-    talk = Talk(Sampler(load_model(base, adapter), render.stop_tokens, "float32", 65536), render)
+    talk = Talk(InProcessSampler(load_model(base, adapter), render.stop_tokens, "float32", 65536), render)
     tasks = held_out_tasks(run, recipe)
     print(f"{run.path.name}: model state of phase {name}. {HELP}")
     while True:

@@ -11,11 +11,13 @@ from posttrain.chat.conversation import Conversation, Message
 from posttrain.chat.render import Renderer
 from posttrain.errors import ChatFormatError
 from posttrain.recipe.types import Sampling
-from posttrain.rollout.sampler import Sampler
+from posttrain.rollout.sampler import Sampled, Sampler
 from posttrain.scoring.score import Score
+from posttrain.worlds.environment import Environment
 from posttrain.worlds.registry import start
 
-Ended = Literal["done", "format", "length", "turns"]
+Ended = Literal["done", "format", "length", "turns", "lost"]
+"""`lost`: the sampler gave up on it."""
 
 
 @dataclass
@@ -57,46 +59,53 @@ def run_episodes(
     shots: Sequence[dict[str, Any]] = (),
     advance: Callable[[int], None] = lambda finished: None,
 ) -> list[Episode]:
-    """Play every task to its end, all together, one turn at a time."""
+    """Play every task to its end; an episode goes on as soon as its world has answered."""
     environments = [start(task) for task in tasks]
-    episodes = [
-        Episode(task, renderer.prompt(with_shots(Conversation.model_validate(task["prompt"]), shots))) for task in tasks
-    ]
-    playing = list(range(len(tasks)))
-    for turn in range(sampling.max_turns):
-        prompts = [episodes[number].prompt + episodes[number].tokens for number in playing]
-        samples = sampler.sample(prompts, [seeds[number] + turn for number in playing], sampling)
-        still = []
-        for number, sample in zip(playing, samples, strict=True):
-            episode = episodes[number]
-            episode.tokens += sample.tokens
-            episode.sampled += [True] * len(sample.tokens)
-            episode.logprobs += sample.logprobs
-            if sample.ended == "length":
-                episode.ended = "length"
-                continue
-            try:
-                replies = environments[number].respond(renderer.parse(sample.tokens))
-            except ChatFormatError:
-                episode.ended = "format"
-                continue
-            if not replies:
-                episode.ended = "done"
-                continue
-            if turn + 1 < sampling.max_turns:
-                seen = renderer.continuation(replies)
-                episode.tokens += seen
-                episode.sampled += [False] * len(seen)
-                episode.logprobs += [0.0] * len(seen)
-            still.append(number)
-        advance(len(playing) - len(still))
-        playing = still
-        if not playing:
-            break
-    advance(len(playing))
+    shown = [with_shots(Conversation.model_validate(task["prompt"]), shots) for task in tasks]
+    episodes = [Episode(task, renderer.prompt(conversation)) for task, conversation in zip(tasks, shown, strict=True)]
+    turns = [0] * len(tasks)
+
+    def reply(number: int, sampled: Sampled) -> list[int] | None:
+        turns[number] += 1
+        last = turns[number] == sampling.max_turns
+        more = take_turn(episodes[number], environments[number], renderer, sampled, last)
+        if more is None:
+            advance(1)
+        return more
+
+    sampler.play([episode.prompt for episode in episodes], seeds, sampling, reply)
     for episode, environment in zip(episodes, environments, strict=True):
-        episode.score = environment.score()
+        episode.score = episode.score or environment.score()
     return episodes
+
+
+def take_turn(
+    episode: Episode, environment: Environment, renderer: Renderer, sampled: Sampled, last: bool
+) -> list[int] | None:
+    """Add a turn to its episode and act on it; returns the tokens of the world's answer, None when it is over."""
+    episode.tokens += sampled.tokens
+    episode.sampled += [True] * len(sampled.tokens)
+    episode.logprobs += sampled.logprobs
+    if sampled.ended == "lost":
+        episode.ended, episode.score = "lost", Score(None, reason=sampled.reason)
+        return None
+    if sampled.ended == "length":
+        episode.ended = "length"
+        return None
+    try:
+        replies = environment.respond(renderer.parse(sampled.tokens))
+    except ChatFormatError:
+        episode.ended = "format"
+        return None
+    if not replies:
+        episode.ended = "done"
+    if not replies or last:
+        return None
+    seen = renderer.continuation(replies)
+    episode.tokens += seen
+    episode.sampled += [False] * len(seen)
+    episode.logprobs += [0.0] * len(seen)
+    return seen
 
 
 def trimmed(episode: Episode) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ import numpy as np
 import pytest
 
 from posttrain.chat.conversation import Conversation, Message
-from posttrain.chat.render import renderer
+from posttrain.chat.render import Rendered, renderer
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.data import prepare as prepare_module
-from posttrain.data.encode import Unread
+from posttrain.data.encode import Encoder, Unread
 from posttrain.data.prepare import committed, content_key, link_dataset, prepare_dataset
 from posttrain.data.shard import Shard
 from posttrain.errors import DataError
@@ -383,3 +384,22 @@ def test_another_version_of_the_code_does_not_find_what_this_one_made(monkeypatc
     assert prepare_module._code_digest() != before
     monkeypatch.undo()
     prepare_module._code_digest.cache_clear()
+
+
+def test_a_sequence_shorter_than_its_prompt_is_a_fault_of_its_row(tokenizer: Tokenizer) -> None:
+    """A template may write less once an answer follows; such a pair has no prompt to share and no completion."""
+
+    class Forgetful:
+        def prompt(self, conversation: Conversation) -> list[int]:
+            return [1, 2, 3, 4]
+
+        def render(self, conversation: Conversation) -> Rendered:
+            return Rendered([1, 2], [False, True])
+
+    pair = row("preferences", "pairs", "train", 0, 0)
+    line = json.dumps(pair).encode()
+    encode = Encoder(dataset("preferences", "pairs"), Forgetful(), tokenizer)  # type: ignore[arg-type]
+    block = encode(Unread(0, 1, ["rows.jsonl row 1"], [line], Counter(), []))
+    ((place, fault),) = block.faults
+    assert place == "rows.jsonl row 1" and "the completion does not continue its prompt" in fault.reason
+    assert block.rows == [] and len(block.tokens) == 0

@@ -10,6 +10,8 @@ from pathlib import Path
 
 POSTTRAIN = [sys.executable, "-m", "posttrain"]
 KILLED = -signal.SIGKILL
+MEASURED = ("seconds", "tokens_per_second", "peak_flops_share", "peak_memory_bytes")
+"""Metrics of a step that tell of the machine and are never the same twice."""
 SMOKE = ["smoke", "--threads", "1", "--checkpoint-every-steps", "2"]
 
 
@@ -57,5 +59,5 @@ def essence(runs_dir: Path, run: str = "smoke") -> dict[str, object]:
         for name in ("metrics.jsonl", "samples.jsonl"):
             if (folder / name).exists():
                 rows = [json.loads(line) for line in (folder / name).read_text().splitlines()]
-                found[f"{folder.name} {name}"] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+                found[f"{folder.name} {name}"] = [{k: v for k, v in row.items() if k not in MEASURED} for row in rows]
     return found

@@ -42,7 +42,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of runs with a smoke run killed in its first training phase, after the checkpoints of steps 2 and 3."""
     runs = tmp_path_factory.mktemp("unfinished")
-    assert smoke(runs, "--checkpoint-every-steps", "1", fault="train.step#4:kill").returncode == KILLED
+    assert smoke(runs, "--checkpoint-every-steps", "1", fault="checkpoint.rotated#3:kill").returncode == KILLED
     return runs
 
 

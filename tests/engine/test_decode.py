@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from posttrain.engine import adapters, decode
-from posttrain.engine.attention import SlotCache
 from posttrain.engine.decode import decode_program
 from posttrain.engine.forward import hidden_states
 from posttrain.engine.model import load_model
 from posttrain.engine.packing import Item, pack
+from posttrain.engine.slots import empty_cache
 from posttrain.recipe.types import Lora
 from tests.engine.toys import save_toy
 
@@ -39,13 +39,8 @@ def adapted_model(toys, name="gpt_oss"):
 @torch.no_grad()
 def by_steps(model, ids_BT: torch.Tensor) -> torch.Tensor:
     """Logits [B, T, V] of the program, every token a step of its own."""
-    program, slots = decode_program(model), len(ids_BT)
-    config = model.config
-    cache = SlotCache(config.num_hidden_layers, slots, LENGTH)
-    for layer in range(config.num_hidden_layers):
-        shape = (slots, config.num_key_value_heads, LENGTH, config.head_dim)
-        cache.keys[layer], cache.values[layer] = torch.zeros(shape), torch.zeros(shape)
-    cache.lengths_B = torch.zeros(slots, dtype=torch.long)
+    program = decode_program(model)
+    cache = empty_cache(model, len(ids_BT), LENGTH, program.order)
     return torch.stack([program.step(ids_B, cache) for ids_B in ids_BT.T], 1)
 
 

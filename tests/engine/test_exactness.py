@@ -1,17 +1,22 @@
 """Our forward and backward passes against stock transformers and PEFT."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from posttrain.engine import adapters
+from posttrain.engine.device import prepare_device
 from posttrain.engine.forward import batch_logprobs, hidden_states, next_logits
 from posttrain.engine.model import load_model, trainable, unfreeze_adapter
 from posttrain.engine.packing import Item, pack
 from posttrain.errors import MachineError, ModelError
-from posttrain.recipe.types import Lora
+from posttrain.phases.loop import require_training_memory
+from posttrain.recipe.types import Execution, Lora
 from tests.engine.toys import ARCHITECTURES, save_toy
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -211,6 +216,48 @@ def test_too_little_memory_is_said_before_loading(toy, monkeypatch):
         MachineError, match=r"needs 0\.0 GB, and 0\.0 GB of memory are available: choose a smaller base"
     ):
         load_model(toy)
+
+
+def test_a_model_that_lacks_a_tensor_is_named_with_it(toy, tmp_path):
+    shutil.copytree(toy, tmp_path / "torn")
+    weights = tmp_path / "torn" / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["model.layers.1.self_attn.k_proj.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(
+        ModelError,
+        match=r"torn: tensors differ from what config\.json promises: .*layers\.1\.self_attn\.k_proj\.weight",
+    ):
+        load_model(tmp_path / "torn")
+
+
+def test_an_adapter_for_fewer_layers_is_refused(toy_adapter, tmp_path):
+    deeper = save_toy(tmp_path / "deeper", num_hidden_layers=3)
+    with pytest.raises(ModelError, match=r"lacks tensor .*layers\.2.*: it was made for another model"):
+        load_model(deeper, toy_adapter)
+
+
+def test_too_little_memory_for_the_optimizer_is_said_before_the_first_step(toy, monkeypatch):
+    model = load_model(toy)
+    adapters.attach(model, Lora(kind="lora", rank=2, alpha=2, targets=("q_proj",)))
+    unfreeze_adapter(model)
+    monkeypatch.setattr("posttrain.engine.model.available_bytes", lambda: 1000)
+    with pytest.raises(MachineError, match=r"training 0\.0M parameters needs .* GB, and .* GB of memory.*smaller rank"):
+        require_training_memory(trainable(model), torch.device("cpu"))
+
+
+def test_a_dtype_that_the_machine_lacks_is_refused_before_loading(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Old GPU")
+    with pytest.raises(MachineError, match="precision bfloat16: Old GPU has no bfloat16 products; use float32"):
+        prepare_device(Execution(device="cuda"), "bfloat16")
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(MachineError, match=r"--device cuda: .* sees no GPU"):
+        prepare_device(Execution(device="cuda"), "float32")
 
 
 def test_an_unknown_architecture_is_refused_by_name(tmp_path):

@@ -52,3 +52,12 @@ def test_values_of_the_result() -> None:
     assert judge(by_value, {"held.exact": 0.85}, [])["passed"]
     assert not judge(by_value, {"held.exact": None}, [])["passed"]
     assert "did you mean held.exactly?" in judge(by_value, {"held.exactly": 1.0}, [])["reason"]
+
+
+def test_a_held_out_metric_is_judged_where_it_was_computed() -> None:
+    measured = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0, "held_out_loss": 2.5}, {"step": 3, "loss": 1.0}]
+    verdict = judge(gate(metric="held_out_loss", threshold=2.6, minimum_steps=1), {}, measured)
+    assert verdict["value"] == 2.5 and verdict["passed"]
+    too_few = judge(gate(metric="held_out_loss", minimum_steps=2), {}, measured)
+    assert not too_few["passed"] and "1 steps were recorded" in too_few["reason"]
+    assert "missing" in judge(gate(metric="margin"), {}, measured)["reason"]

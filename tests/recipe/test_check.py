@@ -10,7 +10,17 @@ from posttrain.errors import InputError, RecipeError
 from posttrain.recipe.difference import difference
 from posttrain.recipe.flags import flags_of
 from posttrain.recipe.load import FoundRecipe, find, shipped_names
-from posttrain.recipe.types import Dataset, FileSource, GemmaFormat, Recipe, RowBatch, Selection, TemplateFormat
+from posttrain.recipe.types import (
+    Dataset,
+    FileSource,
+    FullParameters,
+    GemmaFormat,
+    HeldOut,
+    Recipe,
+    RowBatch,
+    Selection,
+    TemplateFormat,
+)
 from posttrain.recipes.smoke import smoke
 from posttrain.recipes.tiny_base import tiny_base
 from posttrain.run import recipe_file
@@ -210,3 +220,37 @@ def test_a_recipe_with_a_chat_template_loads_back_equal(tmp_path: Path) -> None:
     recipe = smoke().model_copy(update={"chat": chat})
     recipe_file.save(recipe, tmp_path / "recipe.json")
     assert recipe_file.load(tmp_path / "recipe.json") == recipe
+
+
+def test_a_held_out_dataset_is_another_one_of_the_same_content() -> None:
+    sft = first("sft")
+    for dataset, said in (
+        (sft.dataset, f"held_out.dataset: '{sft.dataset}' is what the phase trains on"),
+        ("preferences", "its content is pairs, a phase of kind sft reads conversations or text"),
+        ("tool_calls_held", "there is no such dataset (did you mean tool_calls_heldout"),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            build(changed(**{sft.name: {"held_out": HeldOut(dataset=dataset, every_steps=1)}}))
+        assert f"phases[{sft.name}]." in str(caught.value) and said in str(caught.value)
+
+
+def test_a_gate_on_what_is_never_computed_is_refused() -> None:
+    sft = first("sft")
+    gate = sft.gates[0].model_copy(update={"metric": "held_out_loss"})
+    with pytest.raises(RecipeError, match="'held_out_loss' is never computed: this phase's held_out is null"):
+        build(changed(**{sft.name: {"held_out": None, "gates": (gate,)}}))
+    build(changed(**{sft.name: {"gates": (gate,)}}))
+
+
+def test_a_rank_of_0_is_refused_with_its_path() -> None:
+    lora = {"kind": "lora", "rank": 0, "alpha": 2.0, "targets": ("q_proj",)}
+    with pytest.raises(
+        RecipeError, match=r"trainable\.rank: 0 is not allowed: input should be greater than or equal to 1"
+    ):
+        build(changed(**{first("sft").name: {"trainable": lora}}))
+
+
+def test_four_bit_weights_cannot_be_trained_whole() -> None:
+    sft = first("sft")
+    with pytest.raises(RecipeError, match=r"precision: nf4 keeps frozen weights, and .*trainable trains all"):
+        build(changed(**{sft.name: {"precision": "nf4", "trainable": FullParameters(kind="full")}}))

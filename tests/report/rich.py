@@ -156,6 +156,11 @@ def rich_steps(kind, count):
             "target_tokens": 900,
             "seconds": 0.3,
         }
+        if kind == "sft":
+            row |= {"tokens_per_second": 13650.0, "peak_flops_share": 0.31, "peak_memory_bytes": 1_900_000_000}
+            row |= {"expert_load_max": 1.6 + abs(noise.gauss(0, 0.2)), "dead_experts": 0.0, "router_entropy": 1.9}
+            if step % 20 == 0:
+                row["held_out_loss"] = 0.35 + 3.2 * math.exp(-6 * done) + 0.3 * max(0.0, done - 0.6)
         if kind == "preference":
             row |= {"margin": 2 * done + noise.gauss(0, 0.15), "accuracy": min(1.0, 0.6 + 0.5 * done)}
         if kind == "grpo":

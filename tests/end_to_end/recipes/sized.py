@@ -45,6 +45,7 @@ def sized(
         batch=SampleBatch(kind="samples", samples=samples),
         steps=steps,
         optimizer=adamw(1e-3),
+        held_out=None,
         gates=(),
     )
     sets = (dataset("tool_calls", "conversations", ("tools", 400), seed=0),)

@@ -55,6 +55,8 @@ def small_sft(
         schedule="constant",
         warmup_share=0.0,
         final_share=1.0,
+        groups=(),
+        moments="float32",
     )
     dataset = Dataset(
         name="own", content="conversations", sources=(source,), max_tokens=1024, too_long="drop", faulty_share=0.0
@@ -71,6 +73,7 @@ def small_sft(
         else SampleBatch(kind="samples", samples=2),
         steps=3,
         optimizer=optimizer,
+        held_out=None,
         gates=(gate,),
     )
     return Recipe(

@@ -1,0 +1,216 @@
+"""The in-process sampler: packed prefill, then one token per slot and step; a slot that is done takes the next prompt.
+
+A row's logits depend in the last bits on what else is in its batch. What is in it is a function of the prompts, the
+seeds and the budget alone, so that the same call gives the same bits.
+
+Axes: B slot, V vocabulary, R position of a turn.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from posttrain.engine.decode import DecodeProgram, decode_program
+from posttrain.engine.forward import device_of, next_logits, precision_context
+from posttrain.engine.packing import plan_micro_batches
+from posttrain.engine.slots import Past, Prefill, SlotCache, empty_cache
+from posttrain.recipe.types import Precision, Sampling
+from posttrain.rollout.sampler import Reply, Sampled, Sampler
+
+PREFILL_TOKENS = 8192
+"""Prompts go through the model in rows of so many tokens, at most: longer ones fall out of the processor's caches."""
+REFILL_SHARE = 8
+"""Slots are refilled when one in so many is free: a prefill for one alone costs as much as for several."""
+
+
+@dataclass
+class _Turn:
+    """An episode while it waits for a slot or has one."""
+
+    number: int
+    random: np.random.Generator
+    new: Sequence[int]
+    """Tokens that are not in the cache yet."""
+    past: Past | None = None
+    uniform_R: np.ndarray = field(default_factory=lambda: np.empty(0))
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return len(self.new) + (self.past.length if self.past else 0)
+
+
+@dataclass(frozen=True)
+class InProcessSampler(Sampler):
+    model: PreTrainedModel
+    stop_tokens: frozenset[int]
+    precision: Precision
+    position_budget: int
+    """Key-value positions that are held at once, at most, but for tools' replies; a longer sequence goes alone."""
+
+    @torch.inference_mode()
+    def play(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, reply: Reply) -> None:
+        if not prompts:
+            return
+        with precision_context(self.precision, device_of(self.model)):
+            program = decode_program(self.model) if self.precision == "float32" else None
+            longest = max(map(len, prompts))
+            positions = longest + sampling.max_new_tokens
+            slots = min(len(prompts), max(1, self.position_budget // positions))
+            order = program.order if program else None
+            cache = empty_cache(self.model, slots, positions, order, clock=longest)
+            turns = deque(
+                _Turn(number, np.random.default_rng(seed), prompt)
+                for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
+            )
+            _Batch(self, sampling, reply, program, cache, turns).run()
+
+
+@dataclass
+class _Batch:
+    """The slots at work and what waits for one."""
+
+    sampler: InProcessSampler
+    sampling: Sampling
+    reply: Reply
+    program: DecodeProgram | None
+    cache: SlotCache
+    waiting: deque[_Turn]
+    prompt: tuple[tuple[int, ...], Past, torch.Tensor] | None = None
+    """The last prompt, where some of its group still wait: tokens, cached, first logits."""
+
+    def run(self) -> None:
+        self.slots: list[_Turn | None] = [None] * self.cache.slots
+        logits_BV = torch.empty(0)
+        while True:
+            logits_BV = self._refill(logits_BV)
+            if not any(self.slots):
+                return
+            token_B, logprob_B = choose(logits_BV, self._uniforms(), self.sampling)
+            for slot, (token, logprob) in enumerate(zip(token_B.tolist(), logprob_B.tolist(), strict=True)):
+                self._note(slot, token, logprob)
+            active = [slot for slot, turn in enumerate(self.slots) if turn]
+            if not active:
+                continue
+            # Without more to fill them with, finished slots ride along until half are done: dropping copies the cache.
+            if not self.waiting and len(active) <= len(self.slots) // 2:
+                self.cache.keep(active)
+                token_B = token_B[torch.tensor(active, device=token_B.device)]
+                self.slots = [self.slots[slot] for slot in active]
+            logits_BV = self._decode(token_B)
+
+    def _uniforms(self) -> np.ndarray:
+        if self.sampling.temperature == 0:
+            return np.empty(0)
+        return np.array([turn.uniform_R[len(turn.tokens)] if turn else 0.5 for turn in self.slots])
+
+    def _note(self, slot: int, token: int, logprob: float) -> None:
+        """Take a slot's token; when it ends a turn, ask for the reply and free the slot."""
+        turn = self.slots[slot]
+        if turn is None:
+            return
+        turn.tokens.append(token)
+        turn.logprobs.append(logprob)
+        stopped = token in self.sampler.stop_tokens
+        if not stopped and len(turn.tokens) < self.sampling.max_new_tokens:
+            return
+        self.slots[slot] = None
+        more = self.reply(turn.number, Sampled(turn.tokens, turn.logprobs, "stop" if stopped else "length"))
+        if more is not None:
+            # The last token has been sampled but is in no cache yet.
+            past = self.cache.take(slot, turn.length + len(turn.tokens) - 1)
+            self.waiting.appendleft(_Turn(turn.number, turn.random, [token, *more], past))
+
+    def _refill(self, logits_BV: torch.Tensor) -> torch.Tensor:
+        """Give free slots to those that wait; returns the logits [B, V] of every slot's next token."""
+        free = [slot for slot, turn in enumerate(self.slots) if turn is None]
+        if not self.waiting or (len(free) < len(self.slots) and len(free) * REFILL_SHARE < len(self.slots)):
+            return logits_BV
+        turns = [self.waiting.popleft() for _ in free[: len(self.waiting)]]
+        needed = max(turn.length for turn in turns) + self.sampling.max_new_tokens
+        if needed > self.cache.positions:
+            self.cache.grow(needed)
+        placed = self._prefill(turns)
+        if not len(logits_BV):
+            logits_BV = placed[0][1].new_zeros(len(self.slots), len(placed[0][1]))
+        for slot, turn, (_, logits_V) in zip(free, turns, placed, strict=False):
+            turn.uniform_R = turn.random.random(self.sampling.max_new_tokens)
+            self.slots[slot] = turn
+            logits_BV[slot] = logits_V
+        self.cache.place({slot: past for slot, (past, _) in zip(free, placed, strict=False)})
+        return logits_BV
+
+    def _prefill(self, turns: list[_Turn]) -> list[tuple[Past, torch.Tensor]]:
+        """What is cached after each turn's new tokens, and the logits [V] that follow; equal prompts are run once."""
+        done: dict[int | tuple[int, ...], tuple[Past, torch.Tensor]] = {}
+        if self.prompt is not None:
+            done[self.prompt[0]] = self.prompt[1:]
+        keys = [tuple(turn.new) if turn.past is None else turn.number for turn in turns]
+        todo = {key: turn for key, turn in zip(keys, turns, strict=True) if key not in done}
+        names = list(todo)
+        for group in plan_micro_batches([len(todo[name].new) for name in names], PREFILL_TOKENS):
+            for name, after in zip(
+                [names[n] for n in group], self._forward([todo[names[n]] for n in group]), strict=True
+            ):
+                done[name] = after
+        last = keys[-1]
+        shared = isinstance(last, tuple) and any(turn.past is None and tuple(turn.new) == last for turn in self.waiting)
+        self.prompt = (last, *done[last]) if isinstance(last, tuple) and shared else None
+        return [done[key] for key in keys]
+
+    def _forward(self, turns: list[_Turn]) -> list[tuple[Past, torch.Tensor]]:
+        """One packed row."""
+        stops = np.cumsum([len(turn.new) for turn in turns]).tolist()
+        spans = [(stop - len(turn.new), stop) for stop, turn in zip(stops, turns, strict=True)]
+        starts = [turn.length - len(turn.new) for turn in turns]
+        device = device_of(self.sampler.model)
+        positions = [np.arange(start, turn.length) for start, turn in zip(starts, turns, strict=True)]
+        prefill = Prefill(spans, [turn.past for turn in turns])
+        model = self.sampler.model
+        hidden_1TH = model.get_decoder()(
+            input_ids=torch.tensor([[token for turn in turns for token in turn.new]], device=device),
+            position_ids=torch.from_numpy(np.concatenate(positions))[None].to(device),
+            use_cache=False,
+            prefill=prefill,
+        ).last_hidden_state
+        logits_TV = next_logits(model, hidden_1TH[0, torch.tensor(stops, device=device) - 1])
+        return [(prefill.after(number), logits_V) for number, logits_V in enumerate(logits_TV)]
+
+    def _decode(self, token_B: torch.Tensor) -> torch.Tensor:
+        if self.program is not None:
+            return self.program.step(token_B, self.cache)
+        model, cache = self.sampler.model, self.cache
+        hidden_B1H = model.get_decoder()(
+            input_ids=token_B[:, None], position_ids=cache.lengths_B[:, None], use_cache=False, cache=cache
+        ).last_hidden_state
+        cache.advance()
+        return next_logits(model, hidden_B1H[:, 0])
+
+
+def choose(logits_BV: torch.Tensor, uniform_B: np.ndarray, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
+    """Next tokens by inverse transform of one uniform each (greedy at temperature 0), with their log-probabilities."""
+    if sampling.temperature == 0:
+        logprob_B, token_B = torch.log_softmax(logits_BV, dim=-1).max(-1)
+        return token_B, logprob_B
+    logprob_BV = torch.log_softmax(logits_BV / sampling.temperature, dim=-1)
+    drawn_B1 = torch.from_numpy(uniform_B).to(logits_BV.device)[:, None]
+    if sampling.top_p == 1 and sampling.top_k is None:
+        cumulative_BV = logprob_BV.exp().cumsum(dim=-1, dtype=torch.float64)
+        place_B1 = torch.searchsorted(cumulative_BV, drawn_B1 * cumulative_BV[:, -1:], right=True)
+        token_B1 = place_B1.clamp_(max=logits_BV.shape[1] - 1)
+    else:
+        most = min(sampling.top_k or logits_BV.shape[1], logits_BV.shape[1])
+        sorted_BV, order_BV = logprob_BV.sort(dim=-1, descending=True, stable=True)
+        cumulative_BV = sorted_BV[:, :most].exp().cumsum(dim=-1, dtype=torch.float64)
+        # Of the top k, the smallest set of tokens whose share reaches top_p; the uniform is rescaled to its mass.
+        reach_B1 = cumulative_BV[:, -1:] * sampling.top_p
+        kept_B1 = (cumulative_BV < reach_B1).sum(dim=-1, keepdim=True).clamp_(max=most - 1)
+        mass_B1 = cumulative_BV.gather(1, kept_B1)
+        place_B1 = torch.searchsorted(cumulative_BV, drawn_B1 * mass_B1, right=True)
+        token_B1 = order_BV.gather(1, torch.minimum(place_B1, kept_B1))
+    return token_B1[:, 0], logprob_BV.gather(1, token_B1)[:, 0]

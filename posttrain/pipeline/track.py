@@ -61,7 +61,7 @@ class Wandb:
         self.run.log({f"{phase}/{name}": value for name, value in values.items()} | {f"{phase}/step": step})
 
     def close(self) -> None:
-        self.run.finish(quiet=True)
+        self.run.finish()
 
 
 LIBRARIES: dict[str, Callable[[RunFolder, Recipe], Library]] = {

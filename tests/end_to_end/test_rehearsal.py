@@ -8,14 +8,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from posttrain.chat.tokenizer import Tokenizer
 from posttrain.run.folder import ASSETS, RunFolder
 from posttrain.run.journal import read_lines
 from posttrain.run.lock import holder
 from tests.data.hub_rows import write_hub
 from tests.end_to_end.runs import POSTTRAIN, environment
 from tests.end_to_end.test_detached import await_that
-from tests.engine.toys import save_toy
+from tests.engine.toys import YARN, save_toy
 
 GATED = "Salesforce/xlam-function-calling-60k"
 
@@ -24,7 +26,11 @@ GATED = "Salesforce/xlam-function-calling-60k"
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A toy base with the tiny one's vocabulary, and a copy of the hub without the set that is gated."""
     folder = tmp_path_factory.mktemp("box")
-    save_toy(folder / "toy", vocab_size=1024, hidden_size=64, intermediate_size=64, max_position_embeddings=131072)
+    save_toy(folder / "toy", vocab_size=1024, max_position_embeddings=131072, rope_parameters=YARN | {"truncate": True})
+    weights = load_file(folder / "toy" / "model.safetensors")
+    # Answers end soon, at a token that the model's random states now often prefer.
+    weights["lm_head.weight"][Tokenizer.load(ASSETS / "tiny_base").special("<|return|>")] *= 30
+    save_file(weights, folder / "toy" / "model.safetensors", metadata={"format": "pt"})
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"):
         if (ASSETS / "tiny_base" / name).exists():
             shutil.copy(ASSETS / "tiny_base" / name, folder / "toy" / name)

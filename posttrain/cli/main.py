@@ -20,6 +20,8 @@ COMMANDS = {
     "status": ("Show where a run stands.", "posttrain.cli.status:status"),
     "logs": ("Print the log of a run's last attempt.", "posttrain.cli.logs:logs"),
     "report": ("Rebuild a run's report from its files.", "posttrain.cli.report:report"),
+    "eval": ("Ask an evaluation set of a model and score the answers.", "posttrain.cli.eval:eval_command"),
+    "generate": ("Answer the prompts of a file.", "posttrain.cli.generate:generate"),
     "export": ("Write a run's best model, or a model folder, in other formats.", "posttrain.cli.export:export"),
     "push": ("Put an export on the hub, with a model card; private unless told.", "posttrain.cli.push:push"),
     "chat": ("Talk to a run's result in the terminal.", "posttrain.cli.chat:chat"),

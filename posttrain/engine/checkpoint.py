@@ -160,7 +160,19 @@ def verify(checkpoint: Path) -> None:
         raise CheckpointError(f"{checkpoint}: {error}") from error
 
 
-def _by_step(folder: Path) -> list[Path]:
+def load_weights(checkpoint: Path, model: nn.Module) -> None:
+    """Copy a checkpoint's weights into the model that its phase had; CheckpointError where it does not verify."""
+    verify(checkpoint)
+    with torch.no_grad():
+        for name, tensor in load_file(checkpoint / "trainable.safetensors").items():
+            try:
+                model.get_parameter(name).copy_(tensor)
+            except (AttributeError, RuntimeError) as error:
+                raise CheckpointError(f"{checkpoint} was made for another model: {name}: {error}") from error
+
+
+def by_step(folder: Path) -> list[Path]:
+    """The checkpoints of a phase, the oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
@@ -170,7 +182,7 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
     messages = []
     for leftover in folder.glob("checkpoint-*.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    for checkpoint in reversed(_by_step(folder)):
+    for checkpoint in reversed(by_step(folder)):
         try:
             verify(checkpoint)
         except CheckpointError as error:
@@ -185,7 +197,7 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
 
 def rotate(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints; called after a commit."""
-    for checkpoint in _by_step(folder)[:-keep]:
+    for checkpoint in by_step(folder)[:-keep]:
         shutil.rmtree(checkpoint)
 
 

@@ -1,17 +1,19 @@
-"""Evaluation of one model state: tasks as episodes, once or by majority vote, pairs by their margin."""
+"""Evaluation of one model state: tasks as episodes, once or several times each, pairs by their margin."""
 
-import itertools
 from collections import Counter
+from collections.abc import Callable
+from itertools import groupby, pairwise
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from posttrain.chat.render import Renderer, renderer
 from posttrain.chat.tokenizer import Tokenizer
+from posttrain.data.formats.evaluation import GROUPS
 from posttrain.data.shard import Shard
 from posttrain.engine.device import fuse_layers, prepare_device
 from posttrain.engine.model import hold_frozen, load_model
-from posttrain.phases.context import PhaseContext, PhaseOutcome
+from posttrain.phases.context import PhaseContext, PhaseOutcome, Progress
 from posttrain.phases.preference import margins, pair_item
 from posttrain.phases.sampling import sampler_for, show_weights
 from posttrain.recipe.types import EvaluatePhase, Vote
@@ -20,6 +22,7 @@ from posttrain.rollout.sampler import Sampler
 from posttrain.run import faults
 from posttrain.run.folder import write_atomic
 from posttrain.run.journal import as_line
+from posttrain.scoring.score import Score
 from posttrain.scoring.votes import majority, pass_at
 
 
@@ -45,26 +48,28 @@ def run(context: PhaseContext, phase: EvaluatePhase) -> PhaseOutcome:
                 if shard.content == "pairs":
                     answers += answer_pairs(context, phase, model, render, name, shard)
                 else:
-                    answers += answer_tasks(context, phase, sampler, render, name, shard)
+                    tasks = [shard.row(number) for number in range(shard.num_rows)]
+                    answers += answer_tasks(sampler, render, phase, name, tasks, context.recipe.seed, context.progress)
             faults.reach("evaluate.dataset_done")
     write_atomic(context.folder.answers, b"".join(as_line(answer) for answer in answers))
     return PhaseOutcome((context.folder.answers,), means(answers), counts(answers))
 
 
 def answer_tasks(
-    context: PhaseContext, phase: EvaluatePhase, sampler: Sampler, render: Renderer, name: str, shard: Shard
+    sampler: Sampler,
+    render: Renderer,
+    phase: EvaluatePhase,
+    name: str,
+    tasks: list[dict[str, Any]],
+    seed: int,
+    show: Callable[[str, float, str, float], Progress],
 ) -> list[dict[str, Any]]:
-    tasks = [shard.row(number) for number in range(shard.num_rows)]
     # The first rows of the set serve as solved examples and are then not asked.
     shots, asked = tasks[: phase.shots], tasks[phase.shots :]
     samples = phase.vote.samples if phase.vote else 1
     repeated = [task for task in asked for _ in range(samples)]
-    seeds = [
-        seed_of(context.recipe.seed, "evaluate", name, task["id"], number)
-        for task in asked
-        for number in range(samples)
-    ]
-    with context.progress(f"{phase.name}: {name}", len(repeated), "episodes", 0) as progress:
+    seeds = [seed_of(seed, "evaluate", name, task["id"], number) for task in asked for number in range(samples)]
+    with show(f"{phase.name}: {name}", len(repeated), "episodes", 0) as progress:
         episodes = run_episodes(sampler, render, repeated, seeds, phase.sampling, shots, advance=progress.advance)
     if phase.vote is None:
         return [as_answer(episode, name, render) for episode in episodes]
@@ -76,31 +81,28 @@ def as_answer(episode: Episode, name: str, render: Renderer) -> dict[str, Any]:
     """An episode as its line in answers.jsonl."""
     score = episode.score
     assert score is not None
+    metadata = episode.task["prompt"].get("metadata") or {}
     return {
         "id": episode.task["id"],
         "dataset": name,
+        **{group: metadata[group] for group in GROUPS if group in metadata},
         "prompt": render.text(episode.prompt),
         "completion": render.text(episode.tokens),
         "score": score.value,
         "parts": score.parts,
         "reason": score.reason,
         "ended": episode.ended,
+        "turns": sum(now and not before for before, now in pairwise([False, *episode.sampled])),
+        "new_tokens": sum(episode.sampled),
     }
 
 
 def as_voted_answer(group: list[Episode], vote: Vote, name: str, render: Renderer) -> dict[str, Any]:
-    """A task's episodes as one line: the first that gave the winning answer, with what all of them say beside it."""
+    """A task's episodes as one line, with what all of them say beside it."""
     scores = [episode.score for episode in group if episode.score is not None]
-    answers = [score.answer for score in scores]
-    winner = majority(answers)
-    line = as_answer(group[answers.index(winner)] if winner is not None else group[0], name, render)
-    if winner is None:
-        line |= {"score": None, "reason": f"none of {vote.samples} samples has an answer"}
-    known = [score.value for score in scores if score.value is not None]
-    passed = sum(value >= vote.pass_mark for value in known)
+    line = {"majority": by_majority, "mean": by_mean}[vote.counts](group, scores, name, render)
+    passed = sum(score.value is not None and score.value >= vote.pass_mark for score in scores)
     parts = {f"pass@{k}": pass_at(k, vote.samples, passed) for k in vote.pass_at}
-    if known:
-        parts |= {"mean": sum(known) / len(known), "agreement": answers.count(winner) / vote.samples}
     samples = [
         {
             "answer": score.answer,
@@ -112,6 +114,29 @@ def as_voted_answer(group: list[Episode], vote: Vote, name: str, render: Rendere
         for episode, score in zip(group, scores, strict=True)
     ]
     return {**line, "parts": {**line["parts"], **parts}, "samples": samples}
+
+
+def by_majority(group: list[Episode], scores: list[Score], name: str, render: Renderer) -> dict[str, Any]:
+    """The first episode that gave the winning answer."""
+    answers = [score.answer for score in scores]
+    winner = majority(answers)
+    if winner is None:
+        line = as_answer(group[0], name, render)
+        return line | {"score": None, "reason": f"none of {len(group)} samples has an answer"}
+    line = as_answer(group[answers.index(winner)], name, render)
+    known = [score.value for score in scores if score.value is not None]
+    told = {"mean": sum(known) / len(known), "agreement": answers.count(winner) / len(group)}
+    return line | {"parts": line["parts"] | told}
+
+
+def by_mean(group: list[Episode], scores: list[Score], name: str, render: Renderer) -> dict[str, Any]:
+    """The first episode, with the mean score and mean parts of those that could be scored."""
+    line, known = as_answer(group[0], name, render), [score for score in scores if score.value is not None]
+    if not known:
+        return line
+    parts = {part: sum(score.parts[part] for score in known) / len(known) for part in known[0].parts}
+    value = sum(score.value or 0.0 for score in known) / len(known)
+    return line | {"score": value, "parts": parts, "reason": None}
 
 
 def answer_pairs(
@@ -139,7 +164,7 @@ def answer_pairs(
 def means(answers: list[dict[str, Any]]) -> dict[str, float]:
     """Mean score and mean of every part per dataset, over what could be scored."""
     metrics: dict[str, float] = {}
-    for name, rows in itertools.groupby(answers, key=lambda answer: answer["dataset"]):
+    for name, rows in groupby(answers, key=lambda answer: answer["dataset"]):
         scored = [row for row in rows if row["score"] is not None]
         columns: dict[str, list[float]] = {"score": [row["score"] for row in scored]}
         for row in scored:

@@ -51,19 +51,12 @@ def chosen_of_run(run: RunFolder) -> Chosen:
     Raises InputError where the run has finished none yet.
     """
     recipe = recipe_file.load(run.recipe)
-    results = _results(run, recipe)
-    phase = next((phase for phase in recipe.phases if isinstance(phase, ExportPhase)), None)
-    judged = [one for one in phase.candidates if {one.model, one.evaluation} <= results.keys()] if phase else []
-    finished = [one.name for one in recipe.phases if one.kind != "export" and results.get(one.name, {}).get("state")]
-    if phase and judged:
-        best, table = choose(results, judged, phase.metrics)
-        name = best.model
-        why = f"{name}: the best of {len(table)} by {', '.join(phase.metrics)}"
-    elif finished:
-        name = finished[-1]
-        why = f"{name}: the last finished phase that trained or merged"
-    else:
+    results = results_of(run, recipe)
+    phase = _export_phase(recipe)
+    found = best_state(recipe, results)
+    if found is None:
         raise InputError(f"run {run.path.name} has no model yet: posttrain resume {run.words}")
+    name, why = found
     state = ModelState.model_validate(results[name]["state"])
     model = replace(model_of(recipe, run, state), name=run.path.name)
     if phase is None:
@@ -72,7 +65,22 @@ def chosen_of_run(run: RunFolder) -> Chosen:
     return Chosen(model, why, *verification_inputs(recipe, model.base, dataset, phase), phase.tolerance_logits)
 
 
-def _results(run: RunFolder, recipe: Recipe) -> dict[str, dict[str, Any]]:
+def _export_phase(recipe: Recipe) -> ExportPhase | None:
+    return next((phase for phase in recipe.phases if isinstance(phase, ExportPhase)), None)
+
+
+def best_state(recipe: Recipe, results: dict[str, dict[str, Any]]) -> tuple[str, str] | None:
+    """The phase whose model state an export would take, and why; None where no phase has made one yet."""
+    phase = _export_phase(recipe)
+    judged = [one for one in phase.candidates if {one.model, one.evaluation} <= results.keys()] if phase else []
+    if phase and judged:
+        best, table = choose(results, judged, phase.metrics)
+        return best.model, f"{best.model}: the best of {len(table)} by {', '.join(phase.metrics)}"
+    finished = [one.name for one in recipe.phases if one.kind != "export" and results.get(one.name, {}).get("state")]
+    return (finished[-1], f"{finished[-1]}: the last finished phase that trained or merged") if finished else None
+
+
+def results_of(run: RunFolder, recipe: Recipe) -> dict[str, dict[str, Any]]:
     files = {phase.name: run.phase(phase.name).result for phase in recipe.phases}
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
 

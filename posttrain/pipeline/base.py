@@ -34,7 +34,7 @@ def resolve_base(recipe: Recipe, run: RunFolder) -> ModelState:
             _make_fresh(recipe, run)
     elif isinstance(recipe.base, HubBase):
         asked = f"{recipe.base.repo}@{recipe.base.revision or 'newest'}"
-        place = _placed_before(run, asked) or str(on_this_machine(recipe.base) or _download(recipe.base))
+        place = _placed_before(run, asked) or str(hub_folder(recipe.base))
         _require_model(asked, run.model_folder(place))
     else:
         asked, place = recipe.base.path, existing_place(recipe.base, run)
@@ -66,6 +66,11 @@ def on_this_machine(base: HubBase) -> Path | None:
         return Path(snapshot_download(base.repo, revision=base.revision, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
+
+
+def hub_folder(base: HubBase) -> Path:
+    """The copy on this machine, else downloaded."""
+    return on_this_machine(base) or _download(base)
 
 
 def _download(base: HubBase) -> Path:

@@ -216,6 +216,7 @@ RowFormat = Literal[
     "smoltalk",
     "decision_table",
     "rt_trace",
+    "evaluation",
 ]
 """How a record's columns become a row: `posttrain/data/formats`, one file each; `rows` is our own shape."""
 
@@ -610,9 +611,11 @@ class GrpoPhase(PhaseBase):
 
 
 class Vote(Frozen):
-    """Each task is answered several times; the answer most often given counts, of equals the lowest."""
+    """Each task is answered several times."""
 
     samples: Annotated[int, Field(ge=2)]
+    counts: Literal["majority", "mean"]
+    """What is the task's score: that of the answer most often given, of equals the lowest, or the mean over all."""
     pass_mark: float
     """A sample whose score reaches it passes."""
     pass_at: tuple[Positive, ...]

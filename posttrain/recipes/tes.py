@@ -32,7 +32,7 @@ from posttrain.recipes._hub import dataset
 from posttrain.recipes._tes_data import PROMPT_TOKENS, tes_data
 from posttrain.recipes.quickstart import CHAT, TARGETS, adamw
 
-MAJORITY = Vote(samples=10, pass_mark=0.5, pass_at=(1, 10))
+MAJORITY = Vote(samples=10, counts="majority", pass_mark=0.5, pass_at=(1, 10))
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,20 @@ def evaluations(run: RunRecord) -> Evaluations:
     )
 
 
+def between(before: Evaluation, after: Evaluation) -> Evaluations:
+    """Two evaluations alone, each set compared with itself."""
+    return Evaluations(
+        zero_shot=(before, after),
+        few_shot=(),
+        before=before,
+        after=after,
+        chosen=None,
+        tables=_tables((before, after), before, set()),
+        few_shot_tables={},
+        headline=(),
+    )
+
+
 def _evaluation(phase: PhaseRecord) -> Evaluation:
     answers: dict[str, list[Answer]] = {}
     for answer in phase.answers:

@@ -25,6 +25,8 @@ class Answer:
     score: float | None
     parts: dict[str, float]
     reason: str | None
+    category: str | None
+    difficulty: str | None
 
     def value(self, part: str) -> float | None:
         """The score, or one of its parts; none where the answer is unscorable or has no such part."""
@@ -133,7 +135,7 @@ def _read_phase(run: RunFolder, spec: Row, events: tuple[Row, ...], held: bool, 
         resumes=sum(event.get("event") == "phase_resumed" for event in own),
         result=result,
         metrics=_last_per_step(read_rows(folder.metrics, unreadable)),
-        answers=tuple(_answers(folder.answers, unreadable)) if answers and kind == "evaluate" else (),
+        answers=tuple(read_answers(folder.answers, unreadable)) if answers and kind == "evaluate" else (),
         gates=gates,
         unreadable=unreadable,
     )
@@ -228,7 +230,8 @@ def _last_per_step(rows: Iterator[Row]) -> tuple[Row, ...]:
     return tuple(steps[step] for step in sorted(steps))
 
 
-def _answers(path: Path, unreadable: dict[str, int]) -> Iterator[Answer]:
+def read_answers(path: Path, unreadable: dict[str, int]) -> Iterator[Answer]:
+    """An evaluation's lines; what is none of them is counted in `unreadable` under the file's name."""
     for row in read_rows(path, unreadable):
         if "id" not in row or "dataset" not in row:
             unreadable[path.name] = unreadable.get(path.name, 0) + 1
@@ -242,6 +245,8 @@ def _answers(path: Path, unreadable: dict[str, int]) -> Iterator[Answer]:
             score=number(row.get("score")),
             parts={str(part): value for part, raw in parts.items() if (value := number(raw)) is not None},
             reason=str(row["reason"]) if row.get("reason") else None,
+            category=str(row["category"]) if row.get("category") else None,
+            difficulty=str(row["difficulty"]) if row.get("difficulty") else None,
         )
 
 

@@ -191,10 +191,10 @@ def _examples(content: Document) -> Iterator[str]:
         yield from ("is by a digest of the id.", "")
         for title, cases in (("Improved", group.improved), ("Worsened", group.worsened)):
             for case in cases:
-                yield from _example(title, case)
+                yield from example_lines(title, case)
 
 
-def _example(title: str, case: Example) -> Iterator[str]:
+def example_lines(title: str, case: Example) -> Iterator[str]:
     scores = f"{words.plain(case.before.score)} → {words.plain(case.after.score)}"
     yield from (f"#### {title}: {cell(case.before.id)}, score {scores}", "", "Prompt:", "")
     yield from fenced(case.before.prompt)

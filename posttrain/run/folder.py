@@ -15,6 +15,8 @@ from posttrain.errors import RunFolderError
 ASSETS = Path(__file__).parent.parent / "assets"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 DEFAULT_RUNS_DIR = Path("runs")
+EVALUATIONS, BASELINES = "_evaluations", "_baselines"
+"""Beside the runs, under names that no run can have: evaluations of model folders, and named baselines."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,11 @@ class RunFolder:
     @property
     def events(self) -> Path:
         return self.path / "events.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        """What `posttrain eval` made of this run's states."""
+        return self.path / "evaluations"
 
     @property
     def logs(self) -> Path:

@@ -37,6 +37,7 @@ class Evaluation:
     visible: tuple[bool, ...]
     hidden: tuple[bool, ...]
     lint: bool
+    """False, too, where the linters were not asked."""
     refused: tuple[str, ...]
     """Edits that were not made, because they touch tests or the tools' settings."""
     said: str
@@ -92,8 +93,9 @@ def evaluate(
     edits: Mapping[str, str],
     visible: Sequence[Check],
     hidden: Sequence[Check],
+    lint: bool = True,
 ) -> Evaluation:
-    """Run every command of the language's row on the tree with the model's edits.
+    """Run every command of the language's row on the tree with the model's edits; the linters only where wanted.
 
     A fault of the machine is an Evaluation with `unknown`; MachineError only where the toolchain is missing.
     """
@@ -102,7 +104,7 @@ def evaluate(
     try:
         with pool.session(Room(tools.roots, chain.room.bytes, chain.room.files)) as session:
             work = Work(session, chain, tools, files)
-            return work.evaluate(visible, hidden, tuple(refused))
+            return work.evaluate(visible, hidden, tuple(refused), lint)
     except (MachineError, _Unknown) as error:
         return Evaluation(False, (), (), False, tuple(refused), "", str(error))
 
@@ -166,10 +168,12 @@ class Work:
         lines += [""] * (len(checks) - len(lines))
         return tuple(line == "value " + _escaped(check.expected) for line, check in zip(lines, checks, strict=True))
 
-    def evaluate(self, visible: Sequence[Check], hidden: Sequence[Check], refused: tuple[str, ...]) -> Evaluation:
+    def evaluate(
+        self, visible: Sequence[Check], hidden: Sequence[Check], refused: tuple[str, ...], lint: bool
+    ) -> Evaluation:
         if not all(self.step(step) for step in self.chain.compile):
             return Evaluation(False, (), (), False, refused, self._shown())
-        clean = all([self.step(step) for step in self.chain.lint])
+        clean = lint and all([self.step(step) for step in self.chain.lint])
         said = self._shown()
         return Evaluation(True, self.checks(visible), self.checks(hidden), clean, refused, said)
 

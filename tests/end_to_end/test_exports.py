@@ -1,18 +1,24 @@
-"""What `posttrain run smoke` exports is the model it trained, in the programs that will load it."""
+"""What `posttrain run smoke` exports is the model it trained, in the programs that will load it and in our commands."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.engine.forward import head_weight, hidden_states
 from posttrain.engine.model import load_model
 from posttrain.engine.packing import Item, pack
+from posttrain.phases.chosen_model import of_run
+from posttrain.pipeline.base import resolve_base
+from posttrain.recipe.types import Execution
+from posttrain.run import recipe_file
 from posttrain.run.folder import RunFolder
-from tests.end_to_end.runs import result, smoke
+from tests.end_to_end.runs import posttrain, result, smoke
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +62,43 @@ def test_every_export_is_verified_on_twenty_prompts(runs):
     assert {row["status"] for row in rows.values()} == {"agrees"}, rows
     assert all(row["prompts"] == 20 for row in rows.values())
     assert rows["GGUF f32 in llama.cpp / merged"]["greedy_agreement"] == 1.0
+
+
+def answers(path: Path) -> dict[str, tuple[object, ...]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return {row["id"]: (row["completion"], row["score"], row["parts"]) for row in rows if row["dataset"] == "tools"}
+
+
+def test_a_state_answers_the_eval_command_as_it_answered_its_evaluation_phase(runs):
+    asked = ("--set", "tools", "--limit", "20", "--max-new-tokens", "96", "--max-turns", "2", "--threads", "1")
+    done = posttrain("eval", "smoke", "--runs-dir", str(runs), "--state", "tool_sft", "--device", "cpu", *asked)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = RunFolder(runs / "smoke")
+    found = answers(run.evaluations / "tool_sft-tools" / "answers.jsonl")
+    assert len(found) == 20 and found == answers(run.phase("eval_tool_sft").answers)
+    words = ("report", "--runs-dir", str(runs), "--before", "smoke/eval_tool_sft", "--after", "smoke/tool_sft-tools")
+    assert "Nothing changed: all 20 cases score the same." in posttrain(*words, "--gate").stdout
+
+
+def test_a_checkpoint_can_be_asked_too(runs, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Please find the velmo in torko.\n")
+    words = ("generate", "--model", "smoke", "--runs-dir", str(runs), "--prompts", str(prompts))
+    words = (*words, "--max-new-tokens", "4", "--device", "cpu", "--threads", "1", "--state")
+    done = posttrain(*words, "tool_sft/checkpoint-2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)["new_tokens"] == 4
+    refused = posttrain(*words, "tool_sft/checkpoint-3")
+    assert refused.returncode == 2 and "tool_sft/checkpoint-2" in refused.stderr
+
+
+def test_a_checkpoint_is_loaded_whole(runs):
+    run = RunFolder(runs / "smoke")
+    recipe = recipe_file.load(run.recipe)
+    for name in ("tool_sft/checkpoint-2", "agent_sft/checkpoint-2"):
+        model = of_run(run, resolve_base(recipe, run), name).load(Execution(device="cpu", threads=1), "float32")
+        phase, folder = name.split("/")
+        stored = load_file(run.phase(phase).path / folder / "trainable.safetensors")
+        assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in stored.items())
+        for tensor_name, tensor in stored.items():
+            assert torch.equal(model.get_parameter(tensor_name), tensor)

@@ -12,13 +12,15 @@ from posttrain.run.folder import ASSETS
 from posttrain.scoring.decisions import score_decision
 
 TABLE = {"q_values": [1.0, 3.0], "rewards": [0.2, 0.8]}
-VOTE = Vote(samples=5, pass_mark=0.5, pass_at=(1, 2))
+VOTE = Vote(samples=5, counts="majority", pass_mark=0.5, pass_at=(1, 2))
 TOKENIZER = Tokenizer.load(ASSETS / "tiny_base")
 RENDER = renderer(CHAT, TOKENIZER)
 
 
 def said(text: str) -> Episode:
-    episode = Episode({"id": "one"}, TOKENIZER.encode("store 3"), TOKENIZER.encode(text))
+    episode = Episode(
+        {"id": "one", "prompt": {"metadata": {"category": "odd"}}}, TOKENIZER.encode("store 3"), TOKENIZER.encode(text)
+    )
     episode.score = score_decision(TABLE, text)
     return episode
 
@@ -42,3 +44,11 @@ def test_without_any_answer_a_task_is_unscorable_and_in_no_mean() -> None:
     assert line["parts"] == {"pass@1": 0.0, "pass@2": 0.0}
     assert counts([line]) == {"heldout.asked": 1, "heldout.unscorable": 1, "heldout.unscorable_samples": 5}
     assert means([line]) == {}
+
+
+def test_the_mean_of_several_samples_and_the_chance_that_one_of_k_passes() -> None:
+    vote = VOTE.model_copy(update={"counts": "mean"})
+    line = as_voted_answer([said(text) for text in ["[0]", "none", "[1]", "[1]", "[7]"]], vote, "heldout", RENDER)
+    assert line["score"] == pytest.approx(0.6) and line["category"] == "odd"
+    expected = {"reward": 0.6, "optimal": 2 / 3, "q_value": 7 / 3, "regret": 2 / 3}
+    assert line["parts"] == pytest.approx({**expected, "pass@1": 0.4, "pass@2": 0.7})

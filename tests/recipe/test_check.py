@@ -110,7 +110,7 @@ def test_every_shipped_recipe_is_without_fault_and_survives_json(name: str, tmp_
 
 def test_a_vote_needs_samples_that_can_differ() -> None:
     evaluation = first("evaluate")
-    vote = {"samples": 4, "pass_mark": 1.0, "pass_at": (1, 5)}
+    vote = {"samples": 4, "counts": "majority", "pass_mark": 1.0, "pass_at": (1, 5)}
     with pytest.raises(RecipeError) as caught:
         build(changed(**{evaluation.name: {"vote": vote}}))
     message = str(caught.value)

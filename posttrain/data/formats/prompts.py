@@ -21,7 +21,7 @@ def prompt_only(record: Record) -> Fields:
     solution = [Message(role="assistant", channel="final", content=answer)] if isinstance(answer, str) else []
     return {
         "world": "answers",
-        "prompt": _prompt(record, record.get("prompt")),
+        "prompt": asked(record, record.get("prompt")),
         "reference": reference,
         "solution": tuple(solution),
     }
@@ -39,7 +39,7 @@ def preference(record: Record) -> Fields:
     sides = [_completion(value, column, prompt) for column, value in (("chosen", chosen), ("rejected", rejected))]
     if sides[0] == sides[1]:
         raise BadRow("rejected", "is the same as chosen")
-    return {"prompt": _prompt(record, prompt), "chosen": sides[0], "rejected": sides[1]}
+    return {"prompt": asked(record, prompt), "chosen": sides[0], "rejected": sides[1]}
 
 
 def unpaired_preference(record: Record) -> Fields:
@@ -66,7 +66,7 @@ def _said(record: Record, column: str) -> Any:
     return items(record, column) if isinstance(record.get(column), list) else text(record, column)
 
 
-def _prompt(record: Record, prompt: Any) -> Conversation:
+def asked(record: Record, prompt: Any) -> Conversation:
     """The prompt's messages; a text is what the user says."""
     if isinstance(prompt, list):
         turns = written(items({"prompt": prompt}, "prompt"), "prompt")
@@ -89,7 +89,7 @@ def _completion(value: Any, column: str, prompt: Any) -> tuple[Message, ...]:
 
 
 def _joined(record: Record, completion: Any, train: bool) -> Conversation:
-    prompt = _prompt(record, record.get("prompt"))
+    prompt = asked(record, record.get("prompt"))
     said = _completion(completion, "completion", record.get("prompt"))
     if not train:
         said = tuple(message.model_copy(update={"train": False}) for message in said)

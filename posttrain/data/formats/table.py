@@ -10,6 +10,7 @@ from posttrain.data.formats import (
     commitpackft,
     decision_table,
     editpackft,
+    evaluation,
     glaive,
     gsm8k,
     hermes,
@@ -49,6 +50,7 @@ FORMATS: dict[RowFormat, Format] = {
     "smoltalk": smoltalk.FORMAT,
     "decision_table": decision_table.FORMAT,
     "rt_trace": rt_trace.FORMAT,
+    "evaluation": evaluation.FORMAT,
 }
 """All but `rows`, which is our own shape and checked by `posttrain.data.rows` alone."""
 

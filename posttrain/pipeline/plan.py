@@ -16,13 +16,6 @@ from posttrain.recipe.types import Execution, FolderBase, FreshBase, HubBase, Ph
 from posttrain.run.folder import RunFolder
 from posttrain.run.journal import Journal
 
-REMEDIES = {
-    "weights": "--base-weights packed for an MXFP4 base, another base, or a machine with more",
-    "optimizer": "a smaller rank in the recipe's Lora",
-    "activations": "--recompute full, then --mlp-tile-tokens 2048, then a smaller --micro-batch-tokens",
-    "cache": "fewer --rollout-tokens",
-}
-"""By the largest part."""
 Will = Literal["run", "resume", "skip", "stop here", "not reached"]
 
 
@@ -60,7 +53,7 @@ class Plan:
     """Memory of the device."""
     unknown: tuple[str, ...]
     """Sources whose rows are not known before they are read."""
-    keep_checkpoints: int
+    execution: Execution
 
     @property
     def to_do(self) -> list[PlannedPhase]:
@@ -73,15 +66,32 @@ class Plan:
         if self.disk_bytes > self.free_bytes:
             missing = (self.disk_bytes - self.free_bytes) / 1e9
             said = f"about {self.disk_bytes / 1e9:.1f} GB are needed, {missing:.1f} GB more than there are"
-            fewer = "--keep-checkpoints 1, " if self.keep_checkpoints > 1 else ""
+            fewer = "--keep-checkpoints 1, " if self.execution.keep_checkpoints > 1 else ""
             found.append(Shortage("disk", said, f"{fewer}fewer export formats, or --runs-dir on another disk"))
         for row in self.to_do:
             need = row.needs.memory
             if need is not None and need.total > self.machine_bytes:
                 sizes = f"about {need.total / 1e9:.1f} GB, {self.machine_bytes / 1e9:.1f} are there"
                 said = f"{row.phase.name} needs {sizes}; its largest part is {need.largest}"
-                found.append(Shortage("memory", said, REMEDIES[need.largest]))
+                found.append(Shortage("memory", said, remedy(need.largest, self.execution)))
         return found
+
+
+def remedy(part: str, execution: Execution) -> str:
+    """What to change where this part of the memory is too large; what is already so is left out."""
+    match part:
+        case "weights":
+            ways = ["--base-weights packed for an MXFP4 base"] if execution.base_weights == "unpacked" else []
+            ways += ["another base", "a machine with more"]
+        case "activations":
+            ways = ["--recompute full"] if execution.recompute != "full" else []
+            ways += ["--mlp-tile-tokens 2048"] if execution.mlp_tile_tokens is None else []
+            ways += ["a smaller --micro-batch-tokens"]
+        case "cache":
+            ways = ["fewer --rollout-tokens"]
+        case _:
+            ways = ["a smaller rank in the recipe's Lora", "moments of 8 bits in its optimizer"]
+    return ", then ".join(ways)
 
 
 def plan_run(run: RunFolder, recipe: Recipe, execution: Execution) -> Plan:
@@ -106,7 +116,7 @@ def plan_run(run: RunFolder, recipe: Recipe, execution: Execution) -> Plan:
         free_bytes=machine.free_bytes(run.path),
         machine_bytes=device_bytes(facts.device, execution),
         unknown=tuple(sorted({name for data in facts.rows.values() for name in data.unknown})),
-        keep_checkpoints=execution.keep_checkpoints,
+        execution=execution,
     )
 
 

@@ -37,8 +37,10 @@ PROCESS_BYTES = {"cpu": 470 * 10**6, "cuda": 600 * 10**6}
 HEAD_LOGITS = {"cpu": 2**21, "cuda": 2**28}
 HEAD_BYTES = {"cpu": 12, "cuda": 10}
 """Logits that exist at once, at most, and the bytes of each with what is made of it."""
-KEPT_TWICE = {"cpu": 1.75, "cuda": 1.0}
+KEPT_TWICE = {"cpu": 1.9, "cuda": 1.0}
 """The backward pass makes gradients beside what was kept, and the C library gives little back to the system."""
+AGAIN = {"cpu": (4.4, 4.4), "cuda": (2.0, 2.5)}
+"""Of one layer that is computed again, as often as what it keeps: all of it, or its feed-forward half."""
 PACKED_BYTES = 17 / 32
 """Of an MXFP4 value."""
 SMOKE_POSITIONS = 4 * 2048
@@ -150,16 +152,17 @@ def tokens_at_once(recipe: Recipe, phase: TrainingPhase, execution: Execution, r
 def activation_bytes(size: ModelSize, rank: int, tokens: int, execution: Execution, width: int, device: Device) -> int:
     attention = 4 * size.hidden + 3 * size.queries + 3 * size.keys + 4 * rank
     feed_forward = size.active_experts * 2 * size.feed_forward if size.has_experts else 4 * size.feed_forward
+    whole, half = AGAIN[device]
     match execution.recompute:
         case "none" if execution.mlp_tile_tokens is None:
             kept, again = attention + feed_forward, 0.0
         case "full":
-            kept, again = size.hidden, 2.0 * (attention + feed_forward)
+            kept, again = size.hidden, whole * (attention + feed_forward)
         case _:
-            kept, again = attention, 2.5 * feed_forward
+            kept, again = attention, half * feed_forward
     if execution.mlp_tile_tokens is not None:
         beyond = feed_forward * (1 - min(1.0, execution.mlp_tile_tokens / tokens))
-        again -= (2.0 if execution.recompute == "full" else 2.5) * beyond
+        again -= (whole if execution.recompute == "full" else half) * beyond
     layers = 0 if execution.activation_offload == "cpu" and device == "cuda" else size.layers
     per_token = KEPT_TWICE[device] * (layers * kept + size.hidden) + again
     logits = min(HEAD_LOGITS[device], tokens * size.vocabulary)

@@ -244,19 +244,20 @@ def export(key: str, shape: str, output: Path | None, registry_dir: Path | None)
     help="Check that datasets (all, without a name) are as they were built, or that two share no text.",
 )
 @click.argument("keys", nargs=-1, metavar="[NAME@VERSION]…")
-@click.option("--against", metavar="NAME@VERSION", help="Also look for runs of words in common with this one.")
+@click.option("--against", metavar="SET", help="Also look for runs of words in common with it: as `eval --set`.")
 @click.option("--words", type=click.IntRange(min=1), default=13, show_default=True, help="Length of such a run.")
 @registry_option()
 def verify(keys: tuple[str, ...], against: str | None, words: int, registry_dir: Path | None) -> None:
     from posttrain.data.overlap import shared_rows
 
     registry = open_registry(registry_dir)
+    others = rows_of(registry, against) if against else []
     faults = []
     for key in keys or registry.all_keys():
         stored = registry.find(key)
         found = stored.faults()
         if against and not found:
-            shared = shared_rows(stored.read(), registry.find(against).read(), words)
+            shared = shared_rows(stored.read(), others, words)
             if shared:
                 found = [f"{len(shared):,} rows share {words} words in a row with {against}: {', '.join(shared[:5])}"]
         print(f"{key}: {'; '.join(found) if found else 'ok'}")
@@ -266,6 +267,16 @@ def verify(keys: tuple[str, ...], against: str | None, words: int, registry_dir:
 
 
 # ---------------------------------------------------------------- what the commands share
+
+
+def rows_of(registry: "Registry", word: str) -> list[dict[str, Any]]:
+    """Rows of a registered dataset of any content, or the tasks of an evaluation set."""
+    if "@" in word:
+        return list(registry.find(word).read())
+    from posttrain.cli.data_sources import guessed_format
+    from posttrain.data.evaluation_sets import find_set, read_set
+
+    return read_set(find_set(word, guessed_format), None).rows
 
 
 def build_and_tell(

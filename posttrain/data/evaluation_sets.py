@@ -52,9 +52,9 @@ CODING_AGENT = EvaluationSet(
     # The targets of the TUI system for its 200 tasks of at most ten attempts.
     targets=(
         Target("compiles", ">=", 0.85),
-        Target("tests_pass", ">=", 0.70),
+        Target("solved", ">=", 0.70),
         Target("lint", ">=", 0.80),
-        Target("turns", "<=", 3),
+        Target("iterations", "<=", 3),
         Target("diff_lines", "<=", 50),
         Target("format", ">=", 0.99),
     ),

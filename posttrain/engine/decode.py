@@ -25,8 +25,10 @@ from posttrain.engine.slots import HIDDEN, SlotCache
 
 ARCHITECTURES = ("gpt_oss", "llama", "mixtral", "qwen2", "qwen3", "qwen3_moe")
 """Two norms a layer, rotary embedding over the whole head, gated MLP or experts: what `DecodeProgram` spells out."""
-PACKED_ELEMENTS = 1 << 21
+PACKED_ELEMENTS = 1 << 18
 """Weights from this size on go to oneDNN, whose start costs more than the whole product of a smaller one."""
+PACKED_ROWS = 5
+"""Fewer rows go to the plain product, which is faster with them."""
 DENSE_ELEMENTS = 1 << 20
 """Layers whose experts have no more weights than this, and steps of no more than `DENSE_SLOTS`, ask every expert."""
 DENSE_SLOTS = 16
@@ -47,9 +49,10 @@ class _Linear:
         """The same of states that are only divided by their length: the norm's weight and √H are worked in."""
         return _Linear(self.weight * (norm.weight * math.sqrt(len(norm.weight))), self.bias)
 
-    def product(self) -> Map:
+    def product(self, rows: float) -> Map:
+        """The product, laid out for about so many rows."""
         bias = self.bias
-        if self.weight.numel() >= PACKED_ELEMENTS:
+        if self.weight.numel() >= PACKED_ELEMENTS and rows >= PACKED_ROWS:
             packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous(), 8)
             return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
         turned = self.weight.T.contiguous()
@@ -78,8 +81,8 @@ def _joined(linears: list[_Linear]) -> _Linear:
     return _Linear(torch.cat([linear.weight for linear in linears]), torch.cat(biases) if biases else None)
 
 
-def _dense(mlp: Any, norm: Any) -> AddTo:
-    gate_up = _joined([_merged(mlp.gate_proj), _merged(mlp.up_proj)]).after_norm(norm).product()
+def _dense(mlp: Any, norm: Any, slots: int) -> AddTo:
+    gate_up = _joined([_merged(mlp.gate_proj), _merged(mlp.up_proj)]).after_norm(norm).product(slots)
     down, activation = _merged(mlp.down_proj).added(), mlp.act_fn
 
     def add(sum_BH: Tensor, x_BH: Tensor) -> Tensor:
@@ -92,9 +95,10 @@ def _dense(mlp: Any, norm: Any) -> AddTo:
 class _Experts:
     """The experts of a layer: every one asked where that is cheaper than finding out whom to ask."""
 
-    def __init__(self, mlp: Any, norm: Any) -> None:
+    def __init__(self, mlp: Any, norm: Any, slots: int) -> None:
+        self.slots = slots
         router, experts = getattr(mlp, "router", None) or mlp.gate, mlp.experts
-        self.router = _merged(router).after_norm(norm).product()
+        self.router = _merged(router).after_norm(norm).product(slots)
         self.per_token = router.top_k
         self.softmax_first = not getattr(router, "norm_topk_prob", True)
         ups, downs = _expert_linears(experts, "gate_up_proj"), _expert_linears(experts, "down_proj")
@@ -105,7 +109,8 @@ class _Experts:
 
     @cached_property
     def each(self) -> tuple[list[Map], list[Map]]:
-        return [up.product() for up, _ in self.pairs], [down.product() for _, down in self.pairs]
+        rows = self.slots * self.per_token / self.num_experts
+        return [up.product(rows) for up, _ in self.pairs], [down.product(rows) for _, down in self.pairs]
 
     @cached_property
     def every(self) -> tuple[Map, AddTo]:
@@ -113,7 +118,7 @@ class _Experts:
         halves = [_half(up, part) for part in (0, 1) for up, _ in self.pairs]
         biases = [down.bias for _, down in self.pairs if down.bias is not None]
         weights = [down.weight for _, down in self.pairs] + ([torch.stack(biases, 1)] if biases else [])
-        return _joined(halves).product(), _Linear(torch.cat(weights, 1), None).added()
+        return _joined(halves).product(self.slots), _Linear(torch.cat(weights, 1), None).added()
 
     def __call__(self, sum_BH: Tensor, x_BH: Tensor) -> Tensor:
         logits_BE = self.router(x_BH)
@@ -207,7 +212,8 @@ class _Layer:
 class DecodeProgram:
     """One step for every slot of a cache; the weights are those of the moment it was made."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, slots: int) -> None:
+        self.slots = slots
         decoder: Any = model.get_decoder()
         config = model.config
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -217,7 +223,7 @@ class DecodeProgram:
         self.embedding, self.rotary = decoder.embed_tokens.weight, decoder.rotary_emb
         self.layers = [self._layer(layer) for layer in decoder.layers]
         self.last_floor = _floor(decoder.norm)
-        self.head = _merged(model.get_output_embeddings()).after_norm(decoder.norm).product()
+        self.head = _merged(model.get_output_embeddings()).after_norm(decoder.norm).product(slots)
         self.rotations = torch.empty(0)
 
     def _layer(self, module: Any) -> _Layer:
@@ -233,11 +239,11 @@ class DecodeProgram:
         experts = hasattr(mlp, "experts")
         return _Layer(
             before_attention=_floor(module.input_layernorm),
-            qkv=_joined([query, key, value]).after_norm(module.input_layernorm).product(),
+            qkv=_joined([query, key, value]).after_norm(module.input_layernorm).product(self.slots),
             head_norm=self._head_norm(attention) if normed_heads else None,
             out=_merged(attention.o_proj).added(),
             before_mlp=_floor(module.post_attention_layernorm),
-            mlp=(_Experts if experts else _dense)(mlp, module.post_attention_layernorm),
+            mlp=(_Experts if experts else _dense)(mlp, module.post_attention_layernorm, self.slots),
         )
 
     def _heads(self, linear: _Linear, scale: float, more_X2: Tensor) -> _Linear:
@@ -289,8 +295,8 @@ class DecodeProgram:
 
 
 @torch.no_grad()
-def decode_program(model: PreTrainedModel) -> DecodeProgram | None:
-    """A program with the model's present weights; None where its modules have to run.
+def decode_program(model: PreTrainedModel, slots: int) -> DecodeProgram | None:
+    """A program with the model's present weights, for about so many slots; None where its modules have to run.
 
     Made for every batch: that weights have changed cannot be seen, a fused optimizer does not count a tensor's version.
     """
@@ -304,4 +310,4 @@ def decode_program(model: PreTrainedModel) -> DecodeProgram | None:
         or rope.get("rope_type") in ("dynamic", "longrope")
     ):
         return None
-    return DecodeProgram(model)
+    return DecodeProgram(model, slots)

@@ -21,6 +21,7 @@ from posttrain.errors import PhaseFault, Stopped
 from posttrain.phases.context import PhaseContext, PhaseOutcome, handed_on
 from posttrain.phases.finish import save_state
 from posttrain.phases.groups import DUPLICATE, TOO_SHORT, TRUNCATED, Curriculum, Group, chosen, mask, spread
+from posttrain.phases.held_out import task_metrics
 from posttrain.phases.loop import TrainingLoop, load_trainable, num_steps
 from posttrain.phases.sampling import sampler_for, show_weights
 from posttrain.recipe.types import DrGrpo, GrpoPhase
@@ -41,7 +42,8 @@ def run(context: PhaseContext, phase: GrpoPhase) -> PhaseOutcome:
     # Before a checkpoint is restored: this is the phase's input state.
     reference = Reference(trainable(model)) if phase.kl_weight else None
     steps = num_steps(phase.steps, lambda epoch: len(order), phase.groups_per_step)
-    loop = TrainingLoop(context, phase, steps, model)
+    held_out = task_metrics(context, phase, phase.held_out, model) if phase.held_out else None
+    loop = TrainingLoop(context, phase, steps, model, held_out)
     written = episodes_on_disk(context, phase)
     curriculum = curriculum_of(context, phase, tasks, render)
 
@@ -172,21 +174,18 @@ def update(
     """`updates_per_rollout` optimizer steps on the groups' episodes, none if no group has spread; the last report."""
     by_spread = not isinstance(phase.objective, DrGrpo)
     advantages = [group_advantages([episode["score"] for episode in group], by_spread) for group in groups]
-    # A group without spread has no gradient but the divergence's: it is counted in the metrics and costs no pass.
-    has_gradient = any if reference is None else (lambda values: True)
-    live = [
-        number
-        for number, values in enumerate(advantages)
-        if has_gradient(values) and any(episode["score"] is not None for episode in groups[number])
-    ]
+    # A divergence holds every token sampled, an unscorable episode's too: it is what leads a policy that drifts into
+    # such answers back. Without one, groups without spread have no gradient: they are counted and cost no pass.
+    diverges = reference is not None
+    live = [number for number, values in enumerate(advantages) if diverges or any(values)]
     if not live:
         return StepReport(loss=0.0, gradient_norm=0.0, tokens=0, target_tokens=0, seconds=0.0, sums={}, items=())
-    items = [group_item(groups[number]) for number in live]
+    items = [group_item(groups[number], diverges) for number in live]
     advantage_S = torch.tensor([value for number in live for value in advantages[number]])
     sampler_N = torch.cat(
-        [torch.tensor(episode["logprobs"])[trained(episode)] for number in live for episode in groups[number]]
+        [torch.tensor(episode["logprobs"])[trained(episode, diverges)] for number in live for episode in groups[number]]
     )
-    scorable = [episode for group in groups for episode in group if episode["score"] is not None]
+    counted = [episode for group in groups for episode in group if diverges or episode["score"] is not None]
     plan = phase.precision, loop.micro_batch_tokens, phase.sampling.temperature
     old_N, weight_N, reference_N = sampler_N, None, None
     if phase.sampler_ratio_cap is not None:
@@ -213,26 +212,26 @@ def update(
     for _ in range(phase.updates_per_rollout):
         denominator = policy_denominator(
             phase.objective,
-            len(scorable),
+            len(counted),
             phase.sampling.max_new_tokens * phase.sampling.max_turns,
-            sum(sum(episode["sampled"]) for episode in scorable),
+            sum(sum(episode["sampled"]) for episode in counted),
         )
         report = loop.train(items, loss_sum, denominator, step, phase.sampling.temperature)
     return report
 
 
-def group_item(group: list[dict[str, Any]]) -> Item:
+def group_item(group: list[dict[str, Any]], diverges: bool) -> Item:
     """A group as one item: the prompt once, then each member's episode."""
     return Item(
         np.array(group[0]["prompt_tokens"], np.int64),
         tuple(np.array(episode["tokens"], np.int64) for episode in group),
-        tuple(trained(episode).numpy() for episode in group),
+        tuple(trained(episode, diverges).numpy() for episode in group),
     )
 
 
-def trained(episode: dict[str, Any]) -> torch.Tensor:
-    """The tokens that the policy is trained on: those it sampled, none of an unscorable episode."""
-    return torch.tensor(episode["sampled"], dtype=torch.bool) & (episode["score"] is not None)
+def trained(episode: dict[str, Any], diverges: bool) -> torch.Tensor:
+    """The tokens that the policy is trained on: those it sampled; of an unscorable episode for a divergence alone."""
+    return torch.tensor(episode["sampled"], dtype=torch.bool) & (diverges or episode["score"] is not None)
 
 
 def rollout_metrics(phase: GrpoPhase, groups: list[Group]) -> dict[str, float]:

@@ -14,8 +14,9 @@ from posttrain.engine.packing import Item, MicroBatch
 from posttrain.engine.reference import kl_estimate
 from posttrain.phases.context import PhaseContext, PhaseOutcome
 from posttrain.phases.finish import save_state
+from posttrain.phases.held_out import task_metrics
 from posttrain.phases.loop import HeldOutMetrics, TrainingLoop, load_trainable, num_steps
-from posttrain.recipe.types import Kto, Precision, PreferencePhase
+from posttrain.recipe.types import HeldOutTasks, Kto, Precision, PreferencePhase
 from posttrain.run.folder import write_json_atomic
 
 
@@ -64,9 +65,11 @@ def run(context: PhaseContext, phase: PreferencePhase) -> PhaseOutcome:
 
 
 def held_out_metrics(context: PhaseContext, phase: PreferencePhase, model: PreTrainedModel) -> HeldOutMetrics | None:
-    """Loss, margin and accuracy over the held-out pairs, as a step would have them."""
+    """Loss, margin and accuracy over the held-out pairs, as a step would have them; or scores of held-out tasks."""
     if phase.held_out is None:
         return None
+    if isinstance(phase.held_out, HeldOutTasks):
+        return task_metrics(context, phase, phase.held_out, model)
     pairs = pair_set(context, phase, model, Shard(context.dataset_folder(phase.held_out.dataset)), "reference_held_out")
     rows = list(range(len(pairs.items)))
 

@@ -14,8 +14,9 @@ from posttrain.engine.objectives import sft_sum
 from posttrain.engine.packing import Item
 from posttrain.phases.context import PhaseContext, PhaseOutcome
 from posttrain.phases.finish import save_state
+from posttrain.phases.held_out import task_metrics
 from posttrain.phases.loop import HeldOutMetrics, TrainingLoop, load_trainable, num_steps
-from posttrain.recipe.types import Batch, RowBatch, SampleBatch, SftPhase
+from posttrain.recipe.types import Batch, HeldOutTasks, RowBatch, SampleBatch, SftPhase
 
 
 def run(context: PhaseContext, phase: SftPhase) -> PhaseOutcome:
@@ -39,9 +40,11 @@ def run(context: PhaseContext, phase: SftPhase) -> PhaseOutcome:
 
 
 def held_out_metrics(context: PhaseContext, phase: SftPhase, model: PreTrainedModel) -> HeldOutMetrics | None:
-    """Mean cross entropy of the held-out dataset's targets."""
+    """Mean cross entropy of the held-out dataset's targets, or scores of its tasks."""
     if phase.held_out is None:
         return None
+    if isinstance(phase.held_out, HeldOutTasks):
+        return task_metrics(context, phase, phase.held_out, model)
     shard = Shard(context.dataset_folder(phase.held_out.dataset))
     items = [sample_item(shard, [sample]) for sample in range(len(shard))]
 

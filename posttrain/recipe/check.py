@@ -20,6 +20,7 @@ from posttrain.recipe.types import (
     Gate,
     GrpoPhase,
     HarmonyFormat,
+    HeldOutTasks,
     MergePhase,
     Phase,
     PreferencePhase,
@@ -205,7 +206,7 @@ def _phase_faults(recipe: Recipe, index: int, phase: Phase) -> Iterator[str]:
         yield from _weight_faults(f"{path}.datasets[{dataset.name}]", dataset)
     if isinstance(phase, SftPhase) and isinstance(phase.batch, RowBatch):
         yield from _row_faults(f"{path}.batch.row_tokens", earlier, phase.dataset, phase.batch)
-    if isinstance(phase, SftPhase | PreferencePhase) and phase.held_out and phase.held_out.dataset == phase.dataset:
+    if isinstance(phase, TrainingPhase) and phase.held_out and phase.held_out.dataset == phase.dataset:
         yield f"{path}.held_out.dataset: {phase.dataset!r} is what the phase trains on; nothing of it is held out"
     if isinstance(phase, GrpoPhase) and phase.curriculum:
         yield from _curriculum_faults(f"{path}.curriculum", phase)
@@ -269,11 +270,13 @@ def _model_faults(recipe: Recipe, path: str, earlier: tuple[Phase, ...], phase: 
 def _dataset_faults(recipe: Recipe, path: str, earlier: tuple[Phase, ...], phase: Phase) -> Iterator[str]:
     ready = {dataset.name: dataset.content for dataset in _datasets(earlier)}
     everywhere = {dataset.name for dataset in _datasets(recipe.phases)}
-    allowed = CONTENT_READ.get(phase.kind, ())
-    fitting = [name for name, content in ready.items() if content in allowed]
     for field, dataset in datasets_used(phase):
+        tasks_asked = field.startswith("held_out") and isinstance(getattr(phase, "held_out", None), HeldOutTasks)
+        allowed = ("tasks",) if tasks_asked else CONTENT_READ.get(phase.kind, ())
+        fitting = [name for name, content in ready.items() if content in allowed]
         if dataset in ready and ready[dataset] not in allowed:
-            reason = f"its content is {ready[dataset]}, a phase of kind {phase.kind} reads {' or '.join(allowed)}"
+            reader = "HeldOutTasks" if tasks_asked else f"a phase of kind {phase.kind}"
+            reason = f"its content is {ready[dataset]}, {reader} reads {' or '.join(allowed)}"
         elif dataset in ready:
             continue
         elif dataset in everywhere:
@@ -342,6 +345,9 @@ def _gate_faults(path: str, recipe: Recipe, phase: Phase, gate: Gate) -> Iterato
             )
         return
     known = METRICS_BY_KIND.get(phase.kind)
+    if gate.metric.startswith(HELD_OUT) and isinstance(getattr(phase, "held_out", None), HeldOutTasks):
+        # Which parts a score has is the world's affair; one that never comes fails the gate.
+        known = (gate.metric,)
     if known is None:
         reason = f"a phase of kind {phase.kind} has no metrics per step"
         yield f"{path}.reduction: {gate.reduction!r} is not allowed: {reason}; allowed: value"

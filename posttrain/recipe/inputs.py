@@ -28,7 +28,7 @@ def datasets_used(phase: Phase) -> Iterator[tuple[str, str]]:
     """(field, dataset name) of every prepared dataset the phase reads."""
     if isinstance(phase, SftPhase | PreferencePhase | GrpoPhase):
         yield "dataset", phase.dataset
-        if not isinstance(phase, GrpoPhase) and phase.held_out is not None:
+        if phase.held_out is not None:
             yield "held_out.dataset", phase.held_out.dataset
     elif isinstance(phase, EvaluatePhase):
         for place, dataset in enumerate(phase.datasets):

@@ -436,6 +436,27 @@ class HeldOut(Frozen):
     """Computed over the whole dataset after so many steps each, and after the last one."""
 
 
+class Sampling(Frozen):
+    temperature: Annotated[float, Field(ge=0)]
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    """Of the most probable tokens, so many as reach this share."""
+    top_k: Positive | None
+    """Only so many of the most probable tokens; applied before `top_p`. None takes all."""
+    max_new_tokens: Positive
+    """Per turn."""
+    max_turns: Positive
+
+
+class HeldOutTasks(Frozen):
+    """Scores of tasks that the phase does not train on."""
+
+    dataset: str
+    every_steps: Positive
+    """All of them are asked after so many steps each, and after the last one."""
+    sampling: Sampling
+
+
 class SftPhase(PhaseBase):
     kind: Literal["sft"]
     model: str
@@ -447,7 +468,7 @@ class SftPhase(PhaseBase):
     steps: Steps
     """The dataset is read in seeded epochs until so many steps are done."""
     optimizer: AdamW
-    held_out: HeldOut | None
+    held_out: HeldOut | HeldOutTasks | None
 
 
 class MergePhase(PhaseBase):
@@ -507,19 +528,7 @@ class PreferencePhase(PhaseBase):
     pairs_per_step: Positive
     steps: Steps
     optimizer: AdamW
-    held_out: HeldOut | None
-
-
-class Sampling(Frozen):
-    temperature: Annotated[float, Field(ge=0)]
-    """0 is greedy."""
-    top_p: Annotated[float, Field(gt=0, le=1)]
-    """Of the most probable tokens, so many as reach this share."""
-    top_k: Positive | None
-    """Only so many of the most probable tokens; applied before `top_p`. None takes all."""
-    max_new_tokens: Positive
-    """Per turn."""
-    max_turns: Positive
+    held_out: HeldOut | HeldOutTasks | None
 
 
 class DrGrpo(Frozen):
@@ -608,6 +617,7 @@ class GrpoPhase(PhaseBase):
     """An episode whose score reaches it counts as solved in `reward_accuracy`."""
     sampling: Sampling
     optimizer: AdamW
+    held_out: HeldOutTasks | None
 
 
 class Vote(Frozen):

@@ -18,6 +18,7 @@ from posttrain.recipe.types import (
     GrpoPhase,
     HarmonyFormat,
     HeldOut,
+    HeldOutTasks,
     Ipo,
     Lora,
     MergePhase,
@@ -39,6 +40,7 @@ CHAT = HarmonyFormat(
     identity="You are a helpful assistant.",
 )
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "experts")
+GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=None, max_new_tokens=96, max_turns=2)
 METRICS = ("tools.exact", "repair.hidden", "preferences.accuracy")
 
 
@@ -191,6 +193,7 @@ def curriculum(
             pass_mark=1.0,
             sampling=Sampling(temperature=0.7, top_p=1.0, top_k=None, max_new_tokens=96, max_turns=1),
             optimizer=adamw(4e-4),
+            held_out=HeldOutTasks(dataset="repair", every_steps=max(1, sizes.grpo_steps // 2), sampling=GREEDY),
             gates=(accuracy_gate(sizes.grpo_steps),),
         ),
         evaluation("eval_grpo", "grpo"),
@@ -258,7 +261,7 @@ def evaluation(name: str, model: str, shots: int = 0) -> EvaluatePhase:
         datasets=("tools", "repair", "preferences") if not shots else ("tools", "repair"),
         shots=shots,
         vote=None,
-        sampling=Sampling(temperature=0.0, top_p=1.0, top_k=None, max_new_tokens=96, max_turns=2),
+        sampling=GREEDY,
         precision="float32",
         gates=(),
     )

@@ -185,6 +185,7 @@ def _rl(sizes: Sizes, model: str) -> GrpoPhase:
         pass_mark=1.0,
         sampling=sizes.sampling,
         optimizer=adamw(sizes.rl_rate),
+        held_out=None,
         gates=(),
     )
 

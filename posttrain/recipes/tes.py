@@ -50,6 +50,8 @@ class Sizes:
     grpo_steps: int
     groups_per_step: int
     group_size: int
+    kl_weight: float
+    """What holds the policy near the opening: in units of the reward."""
     sampling: Sampling
     optimizer: AdamW
     precision: str
@@ -57,20 +59,21 @@ class Sizes:
     gguf_type: str
 
 
-def tiny(grpo_steps: int) -> Sizes:
+def tiny(grpo_steps: int, groups_per_step: int, group_size: int, kl_weight: float) -> Sizes:
     return Sizes(
         base=FolderBase(kind="folder", path="shipped:tiny"),
         chat=CHAT,
         adapter=Lora(kind="lora", rank=8, alpha=16, targets=TARGETS),
-        opening_rows=800,
-        opening_steps=100,
+        opening_rows=960,
+        opening_steps=60,
         samples_per_step=16,
         max_tokens=1024,
         grpo_steps=grpo_steps,
-        groups_per_step=32,
-        group_size=8,
-        sampling=Sampling(temperature=0.9, top_p=1.0, top_k=None, max_new_tokens=32, max_turns=1),
-        optimizer=adamw(3e-4),
+        groups_per_step=groups_per_step,
+        group_size=group_size,
+        kl_weight=kl_weight,
+        sampling=Sampling(temperature=0.9, top_p=1.0, top_k=None, max_new_tokens=16, max_turns=1),
+        optimizer=adamw(1e-3),
         precision="float32",
         dtype="float32",
         gguf_type="f32",
@@ -88,6 +91,7 @@ LARGE = Sizes(
     grpo_steps=200,
     groups_per_step=4,
     group_size=16,
+    kl_weight=0.0,
     sampling=Sampling(temperature=1.0, top_p=1.0, top_k=None, max_new_tokens=4000, max_turns=1),
     optimizer=adamw(5e-5),
     precision="bfloat16",
@@ -111,16 +115,16 @@ def tes(
         "heldout_table": heldout_table,
         "cases": cases,
     }
-    sizes = tiny(grpo_steps=60) if quick_test else LARGE
+    sizes = tiny(grpo_steps=80, groups_per_step=48, group_size=8, kl_weight=0.1) if quick_test else LARGE
     world = "tes_small" if quick_test else "tes"
     sets = tes_data(table, heldout_table, quick_test=False) if table else generated(world, seed, cases, sizes)
-    return curriculum("tes", flags, seed, world, sets, sizes)
+    return curriculum("tes", flags, seed, world, sets, sizes, cases)
 
 
 def generated(world: str, seed: int, cases: int, sizes: Sizes) -> tuple[Dataset, ...]:
     """Decisions to train on and held-out ones, of a world that makes both."""
     return (
-        dataset("decisions", "tasks", (_rows(world, "train", 4000, seed),), sizes.max_tokens),
+        dataset("decisions", "tasks", (_rows(world, "train", 6000, seed),), sizes.max_tokens),
         dataset("heldout", "tasks", (_rows(world, "heldout", cases, seed),), sizes.max_tokens),
     )
 
@@ -136,6 +140,7 @@ def curriculum(
     world: str,
     sets: tuple[Dataset, ...],
     sizes: Sizes,
+    cases: int,
 ) -> Recipe:
     """GRPO on decisions between two evaluations by majority vote; the tiny base first learns to name an action."""
     before, opening = "base", list[Phase]()
@@ -155,7 +160,7 @@ def curriculum(
             trainable=ContinueAdapter(kind="continue") if opening else sizes.adapter,
             precision=sizes.precision,
             objective=DrGrpo(kind="dr_grpo", clip_low=0.2, clip_high=0.2),
-            kl_weight=0.0,
+            kl_weight=sizes.kl_weight,
             sampler_ratio_cap=None,
             groups_per_step=sizes.groups_per_step,
             spare_groups=0,
@@ -168,6 +173,7 @@ def curriculum(
             pass_mark=MAJORITY.pass_mark,
             sampling=sizes.sampling,
             optimizer=sizes.optimizer,
+            held_out=None,
             gates=(),
         ),
         evaluation("grpo", sizes),
@@ -180,7 +186,7 @@ def curriculum(
             dtype=sizes.dtype,
             gguf_type=sizes.gguf_type,
             verify_dataset="heldout",
-            verify_prompts=20,
+            verify_prompts=min(20, cases),
             tolerance_logits=1e-4,
             gates=(),
         ),

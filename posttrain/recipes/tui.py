@@ -239,6 +239,7 @@ def _grpo(part: Part, steps: Steps, precision: Precision, sampling: Sampling) ->
         group_size=4,
         filters=EVERY_EPISODE,
         curriculum=(),
+        held_out=None,
         steps=steps,
         updates_per_rollout=1,
         reward={"format": 0.1, "tool": 0.2, "exact": 0.7},

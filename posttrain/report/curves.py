@@ -31,6 +31,7 @@ CURVES = {
     "expert_load_max": "busiest expert (even: 1)",
     "dead_experts": "experts without a token",
     "router_entropy": "router entropy, nats",
+    f"{HELD_OUT}score": "score on held-out tasks",
 }
 """Metrics of a training step that are drawn, in this order; those of held-out data in the panel of their namesake."""
 
@@ -114,7 +115,7 @@ def curve_panel(
     caption += f"; line: mean of {window} steps" if window > 1 else "; line: joins them" if len(points) > 1 else ""
     caption += "; rings: held-out data" if held_out else ""
     caption += "; dashed: gate" if shown else ""
-    caption += f"; {missing} steps without a number" if missing else ""
+    caption += f"; {missing} step{'s' if missing > 1 else ''} without a number" if missing else ""
     return Panel(title, caption, _svg(told, _grid(ticks, y) + "".join(marks) + _labels(labels)))
 
 
@@ -161,7 +162,8 @@ def change_bar(before: float, after: float, low: float, high: float) -> Markup:
     band_low, band_high = at(before + low), at(before + high)
     told = f"{amount(before, True)} before, {amount(after, True)} after"
     return Markup(
-        f'<svg viewBox="0 0 300 16" class="change {kind}" role="img" aria-label="{escape(told)}">'
+        f'<svg viewBox="0 0 300 16" preserveAspectRatio="xMinYMid" class="change {kind}" role="img" '
+        f'aria-label="{escape(told)}">'
         '<line x1="4" x2="296" y1="8" y2="8" class="track"/>'
         f'<rect x="{band_low:.1f}" width="{max(band_high - band_low, 1):.1f}" y="3" height="10" rx="3" class="band"/>'
         f'<line x1="{at(before):.1f}" x2="{at(after):.1f}" y1="8" y2="8" class="move"/>'
@@ -218,6 +220,15 @@ def nice_ticks(low: float, high: float, about: int = 4) -> list[float]:
     return [place * step for place in range(first, last + 1)]
 
 
+def tick_texts(ticks: Sequence[float]) -> list[str]:
+    """With as many digits as tell neighbours apart."""
+    for digits in range(4, 12):
+        texts = [plain(float(f"{tick:.12g}"), digits) for tick in ticks]
+        if len({*texts}) == len(texts):
+            break
+    return texts
+
+
 class _scale:
     """Linear map of a value range to pixels; a range of length 0 falls on its middle."""
 
@@ -232,8 +243,8 @@ class _scale:
 
 def _grid(ticks: Sequence[float], y: "_scale", share: bool = False) -> str:
     lines = ""
-    for tick in ticks:
-        text = f"{100 * tick:.0f} %" if share else plain(float(f"{tick:.10g}"))
+    texts = [f"{100 * tick:.0f} %" for tick in ticks] if share else tick_texts(ticks)
+    for tick, text in zip(ticks, texts, strict=True):
         lines += f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" class="grid"/>'
         lines += f'<text x="{LEFT - 6}" y="{y(tick) + 3.5:.1f}" text-anchor="end">{escape(text)}</text>'
     return lines

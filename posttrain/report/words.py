@@ -12,13 +12,13 @@ NOTHING = "\N{EN DASH}"
 """Stands where a number would, if there were one."""
 
 
-def plain(value: float | None) -> str:
-    """Four significant digits, without exponents where they can be avoided."""
+def plain(value: float | None, digits: int = 4) -> str:
+    """So many significant digits, without exponents where they can be avoided."""
     if value is None or not math.isfinite(value):
         return NOTHING
     if value == int(value) and abs(value) < 1e9:
         return f"{int(value):,}".replace("-", MINUS)
-    return f"{value:,.4g}".replace("-", MINUS) if abs(value) < 1e4 else f"{value:,.0f}".replace("-", MINUS)
+    return f"{value:,.{digits}g}".replace("-", MINUS) if abs(value) < 1e4 else f"{value:,.0f}".replace("-", MINUS)
 
 
 def amount(value: float | None, share: bool) -> str:

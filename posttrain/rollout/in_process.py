@@ -58,10 +58,10 @@ class InProcessSampler(Sampler):
         if not prompts:
             return
         with precision_context(self.precision, device_of(self.model)):
-            program = decode_program(self.model) if self.precision == "float32" else None
             longest = max(map(len, prompts))
             positions = longest + sampling.max_new_tokens
             slots = min(len(prompts), max(1, self.position_budget // positions))
+            program = decode_program(self.model, slots) if self.precision == "float32" else None
             order = program.order if program else None
             cache = empty_cache(self.model, slots, positions, order, clock=longest)
             turns = deque(

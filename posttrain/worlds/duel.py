@@ -77,6 +77,19 @@ def optimal(hand: Hand) -> int:
     return values.index(max(values))
 
 
+def raise_or_fold(hand: Hand) -> int:
+    """By the card alone: the middle rank is 8."""
+    return 2 if hand.card[0] > 8 else 0
+
+
+def raise_or_call(hand: Hand) -> int:
+    return 2 if hand.card[0] > 8 else 1
+
+
+RULES = {"raise_or_fold": raise_or_fold, "raise_or_call": raise_or_call}
+"""Rules of thumb to compare with."""
+
+
 # ---------------------------------------------------------------- tasks
 
 
@@ -92,9 +105,10 @@ def task(rng: random.Random, split: Split) -> dict[str, Any]:
     reference = {
         "q_values": [float(value) for value in expected_chips(hand)],
         "rewards": [float(value) for value in chips(hand, opponent)],
+        "rules": {name: rule(hand) for name, rule in RULES.items()},
     }
     prompt = Conversation(messages=(Message(role="user", content=_asked(hand)),))
-    return decision_task(prompt, reference, thought=f"I have {hand.card[0]}, pay {hand.ante}, call {hand.call}.")
+    return decision_task(prompt, reference)
 
 
 def conversation(rng: random.Random, split: Split) -> dict[str, Any]:

@@ -54,20 +54,22 @@ BUILDING = Plant(
 )
 """100 kW and 300 kWh, loads in whole kWh."""
 SMALL = Plant(
-    unit_kwh=10.0,
+    unit_kwh=30.0,
     actions=4,
-    step=3,
-    capacity=30,
+    step=1,
+    capacity=9,
     hours=tuple(range(8, 18)),
     cop=4.0,
-    penalty=0.3,
+    penalty=0.2,
     credit=0.5,
-    tau=0.5,
+    tau=0.3,
 )
-"""90 kW and 300 kWh, all in steps of 10 kWh, for a model that reads digits one by one.
+"""90 kW and 270 kWh, all in steps of 30 kWh: every number in its prompts is one digit, as a small model reads them.
 
-The penalty is lower: at 1 kg it is most of what is at stake, and always running at two thirds looks good.
+The penalty is lower: the higher it is, the better does one action for all hours look.
 """
+SMALL_FACTOR_STEP = 70
+"""g per kWh: the dirtiest hours come to 9 steps."""
 
 
 @dataclass(frozen=True)
@@ -236,19 +238,22 @@ def _described(plant: Plant, state: State) -> Conversation:
 
 
 def _short(state: State) -> Conversation:
-    """In tens of kWh and of g, in words that the tiny base knows."""
+    """In the plant's units and steps of the factor, in words that the tiny base knows."""
     day, place = state.day, state.place
     text = (
         f"store {state.stored}\n"
         f"load {_numbers(day.loads[place:], 1)}\n"
-        f"pay {_numbers(tuple(factor // 10 for factor in day.factors[place:]), 1)}"
+        f"pay {_numbers(tuple(factor // SMALL_FACTOR_STEP for factor in day.factors[place:]), 1)}"
     )
     return Conversation(messages=(Message(role="user", content=text),))
 
 
 def _reference(plant: Plant, state: State) -> dict[str, Any]:
+    rules = {
+        name: rule(plant, state.day, state.place, state.stored) for name, rule in RULES.items() if rule is not optimal
+    }
     rewards = boltzmann(state.values, plant.tau)
-    return {"q_values": state.values, "rewards": rewards, "hour": plant.hours[state.place]}
+    return {"q_values": state.values, "rewards": rewards, "rules": rules, "hour": plant.hours[state.place]}
 
 
 def task(rng: random.Random, split: Split) -> dict[str, Any]:
@@ -257,10 +262,8 @@ def task(rng: random.Random, split: Split) -> dict[str, Any]:
 
 
 def small_task(rng: random.Random, split: Split) -> dict[str, Any]:
-    """Its thought repeats what lies at hand, next to the action, which spares a small model the search."""
-    state = draw_state(rng, split, SMALL, load_units=1, factor_step=10)
-    thought = f"store {state.stored}, load {state.day.loads[state.place]}"
-    return decision_task(_short(state), _reference(SMALL, state), thought)
+    state = draw_state(rng, split, SMALL, load_units=1, factor_step=SMALL_FACTOR_STEP)
+    return decision_task(_short(state), _reference(SMALL, state))
 
 
 def small_conversation(rng: random.Random, split: Split) -> dict[str, Any]:

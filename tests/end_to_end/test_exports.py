@@ -102,3 +102,12 @@ def test_a_checkpoint_is_loaded_whole(runs):
         assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in stored.items())
         for tensor_name, tensor in stored.items():
             assert torch.equal(model.get_parameter(tensor_name), tensor)
+
+
+def test_tasks_asked_while_a_phase_trains_score_as_in_the_evaluation_after_it(runs):
+    rows = [json.loads(line) for line in RunFolder(runs / "smoke").phase("grpo").metrics.read_text().splitlines()]
+    assert [row["step"] for row in rows if "held_out_score" in row] == [1, 2, 3]
+    evaluated = result(runs, "eval_grpo")["metrics"]
+    parts = {name.removeprefix("repair."): value for name, value in evaluated.items() if name.startswith("repair.")}
+    assert parts == {part: rows[-1][f"held_out_{part}"] for part in parts} and "hidden" in parts
+    assert result(runs, "grpo")["metrics"]["held_out_score"] == parts["score"]

@@ -20,8 +20,10 @@ def test_other_objectives_run_through_with_recompute(tmp_path):
     assert abs(first["loss"] - 0.5) < 1e-4
     assert (phases / names["preference"] / "reference_kl.json").exists()
     rows = [json.loads(line) for line in (phases / names["grpo"] / "metrics.jsonl").read_text().splitlines()]
-    # With a divergence every scorable group is trained on, even one without spread.
-    scorable = [row for row in rows if row["unscorable"] < 4]
-    assert all((row["target_tokens"] > 0) == (row in scorable) for row in rows)
-    assert all(row["gradient_norm"] > 0 for row in scorable)
+    # With a divergence every sampled token is trained on, in groups without spread and unscorable episodes too.
+    episodes = [json.loads(line) for line in (phases / names["grpo"] / "samples.jsonl").read_text().splitlines()]
+    assert any(episode["score"] is None for episode in episodes)
+    for row in rows:
+        assert row["target_tokens"] == sum(sum(one["sampled"]) for one in episodes if one["step"] == row["step"])
+        assert row["gradient_norm"] > 0
     assert result(tmp_path, names["grpo"], run)["metrics"]["peak_memory_bytes"] > 1e8

@@ -39,7 +39,7 @@ def adapted_model(toys, name="gpt_oss"):
 @torch.no_grad()
 def by_steps(model, ids_BT: torch.Tensor) -> torch.Tensor:
     """Logits [B, T, V] of the program, every token a step of its own."""
-    program = decode_program(model)
+    program = decode_program(model, len(ids_BT))
     cache = empty_cache(model, len(ids_BT), LENGTH, program.order)
     return torch.stack([program.step(ids_B, cache) for ids_B in ids_BT.T], 1)
 
@@ -53,12 +53,15 @@ def by_modules(model, ids_BT: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", decode.ARCHITECTURES)
 @pytest.mark.parametrize("packed_from", [1, 1 << 18], ids=["oneDNN", "plain"])
-def test_its_steps_give_the_logits_of_the_modules_adapter_included(toys, name, packed_from, monkeypatch):
+@pytest.mark.parametrize("dense_slots", [0, 16], ids=["chosen", "every"])
+def test_its_steps_give_the_logits_of_the_modules_adapter_included(toys, name, packed_from, dense_slots, monkeypatch):
     monkeypatch.setattr(decode, "PACKED_ELEMENTS", packed_from)
+    monkeypatch.setattr(decode, "PACKED_ROWS", 0)
+    monkeypatch.setattr(decode, "DENSE_SLOTS", dense_slots)
     model = adapted_model(toys, name)
     ids_BT = torch.randint(2, 512, (5, LENGTH), generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(by_steps(model, ids_BT), by_modules(model, ids_BT), atol=5e-5, rtol=0)
 
 
 def test_where_it_does_not_apply_the_modules_run(toys):
-    assert decode_program(load_model(toys["gpt_oss"]).double()) is None
+    assert decode_program(load_model(toys["gpt_oss"]).double(), 1) is None

@@ -46,9 +46,12 @@ def test_a_group_shares_its_prompt_and_only_sampled_tokens_are_targets() -> None
         {"prompt_tokens": [7, 8, 9], "tokens": [4, 5], "sampled": [1, 1], "score": 0.0},
         {"prompt_tokens": [7, 8, 9], "tokens": [6], "sampled": [1], "score": None},
     ]
-    item = group_item(group)
+    item = group_item(group, diverges=False)
     assert item.prefix.tolist() == [7, 8, 9]
     assert [tokens.tolist() for tokens in item.tokens] == [[1, 2, 3], [4, 5], [6]]
     assert item.num_targets == 4 and item.size == 9
     # An unscorable member trains nothing.
     assert np.concatenate(item.targets).tolist() == [True, False, True, True, True, False]
+    # A divergence holds what it sampled, and never what a tool said.
+    held = group_item(group, diverges=True)
+    assert np.concatenate(held.targets).tolist() == [True, False, True, True, True, True]

@@ -1,5 +1,6 @@
 """All faults of a recipe at once, each with its path, its value and what is allowed."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from posttrain.recipe.types import (
     FullParameters,
     GemmaFormat,
     HeldOut,
+    HeldOutTasks,
     Recipe,
     RowBatch,
     Selection,
@@ -254,3 +256,21 @@ def test_four_bit_weights_cannot_be_trained_whole() -> None:
     sft = first("sft")
     with pytest.raises(RecipeError, match=r"precision: nf4 keeps frozen weights, and .*trainable trains all"):
         build(changed(**{sft.name: {"precision": "nf4", "trainable": FullParameters(kind="full")}}))
+
+
+def test_tasks_asked_in_training_are_tasks_that_are_not_trained_on() -> None:
+    sft, grpo, sampling = first("sft"), first("grpo"), first("evaluate").sampling
+    asked = HeldOutTasks(dataset="tools", every_steps=2, sampling=sampling)
+    gate = sft.gates[0].model_copy(update={"metric": "held_out_exact", "minimum_steps": 0})
+    built = build(changed(**{sft.name: {"held_out": asked, "gates": (gate,)}}))
+    assert next(phase for phase in built.phases if phase.name == sft.name).held_out == asked
+    for phase, dataset, said in (
+        (sft, sft.dataset, f"'{sft.dataset}' is what the phase trains on"),
+        (sft, "pairs", "its content is pairs, HeldOutTasks reads tasks"),
+        (grpo, grpo.dataset, f"'{grpo.dataset}' is what the phase trains on"),
+        (grpo, "repairs", "there is no such dataset"),
+    ):
+        with pytest.raises(RecipeError, match=re.escape(said)):
+            build(changed(**{phase.name: {"held_out": asked.model_copy(update={"dataset": dataset})}}))
+    with pytest.raises(RecipeError, match=r"held_out.*sampling.*field is required"):
+        build(changed(**{grpo.name: {"held_out": {"dataset": "tools", "every_steps": 1}}}))

@@ -43,7 +43,7 @@ def test_a_panel_places_points_by_their_values(tmp_path):
     bottom, top = curves.HEIGHT - curves.BOTTOM, curves.TOP
     assert y == pytest.approx([bottom, top, bottom - (bottom - top) / 4], abs=0.06)
     assert f'y1="{(bottom + top) / 2:.1f}" y2="{(bottom + top) / 2:.1f}" class="threshold"' in panel.svg
-    assert panel.caption == "dots: raw; line: joins them; dashed: gate; 1 steps without a number"
+    assert panel.caption == "dots: raw; line: joins them; dashed: gate; 1 step without a number"
 
 
 def test_a_far_threshold_does_not_flatten_the_curve():
@@ -70,3 +70,8 @@ def test_bars_follow_each_other_without_the_idle_time(tmp_path):
     made.complete("b", 10.0)
     first, second, third = curves.timeline(read_run(made.run).phases)
     assert (first.left, first.width, second.left, second.width, third) == (0, 75, 75, 25, None)
+
+
+def test_ticks_of_a_narrow_range_are_told_apart() -> None:
+    assert curves.tick_texts(curves.nice_ticks(1.2951, 1.2953)) == ["1.2951", "1.29515", "1.2952", "1.29525", "1.2953"]
+    assert curves.tick_texts(curves.nice_ticks(0.0, 1.0)) == ["0", "0.25", "0.5", "0.75", "1"]

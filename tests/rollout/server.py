@@ -30,6 +30,7 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.drop, self.delay_s, self.token_ids = 0, 0.0, True
         self.refused_length: int | None = None
+        self.loaded = 0
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         sampling = Sampling(
@@ -84,6 +85,7 @@ class Handler(BaseHTTPRequestHandler):
         except ModelError as error:
             self.answer(404, {"error": {"message": str(error)}})
         else:
+            self.server.loaded += 1
             self.answer(200, f"Success: LoRA adapter '{body['lora_name']}' added successfully.")
 
     def answer(self, status: int, content: dict[str, Any] | str) -> None:

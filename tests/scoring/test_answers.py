@@ -9,6 +9,8 @@ from posttrain.scoring.numbers import last_number, marked_number
 from posttrain.scoring.text import contains, exact, similarity
 
 NUMBER = {"kind": "number", "answer": 1200.0, "tolerance": 0.01}
+NUMERIC = {"kind": "numeric", "answer": 42.0, "tolerance": 1e-6}
+CODE = {"kind": "code", "answer": "assert f(2) == 4\nassert f(3) == 6", "files": {}, "answer_file": "solution.py"}
 CHOICE = {"kind": "choice", "answer": "B", "choices": ["A", "B"]}
 
 
@@ -27,6 +29,10 @@ CHOICE = {"kind": "choice", "answer": "B", "choices": ["A", "B"]}
         ({"kind": "contains", "answer": "kelmo"}, "", 0.0, 0.0, None),
         ({"kind": "exact", "answer": "kelmo"}, " kelmo\n", 1.0, 1.0, "kelmo"),
         ({"answer": "kelmo"}, "Kelmo", 0.0, 1.0, "Kelmo"),
+        (NUMERIC, "6 * 7 = 42.", 1.0, 1.0, "42"),
+        (NUMERIC, "#### 42\nas 7 is in 49", 1.0, 1.0, "42"),
+        (NUMERIC, "42, not 43", 0.0, 1.0, "43"),
+        (NUMERIC, "forty-two", 0.0, 0.0, None),
     ],
 )
 def test_kinds(reference: dict[str, Any], said: str, value: float, formed: float, answer: str | None) -> None:
@@ -69,3 +75,26 @@ def test_the_last_number_of_a_text(text: str, number: float | None) -> None:
 
 def test_only_a_marked_number_is_gsm8ks_answer() -> None:
     assert marked_number("#### 5\n#### 7") == 7.0 and marked_number("7") is None
+
+
+@pytest.mark.parametrize(
+    ("said", "value", "parts"),
+    [
+        ("```python\ndef f(x):\n    return 0\n```\nNo:\n```python\ndef f(x):\n    return 2 * x\n```", 1, (1, 1, 1)),
+        ("def f(x):\n    return 2 * x", 1, (0, 1, 1)),
+        ("```\ndef f(x):\n    return 4\n```", 0, (1, 1, 0.5)),
+        ("```\ndef f(x) return 4\n```", 0, (1, 0, 0)),
+        ("```\nimport sys\nsys.exit(0)\n```", 0, (1, 1, 0)),
+        ("I cannot.", 0, (0, 0, 0)),
+    ],
+)
+def test_a_program_is_right_where_every_test_passes(said: str, value: float, parts: tuple[float, ...]) -> None:
+    score = score_answer({**CODE, "language": "python"}, said)
+    assert (score.value, *(score.parts[name] for name in ("format", "compiles", "tests"))) == (value, *parts)
+
+
+def test_a_program_without_tests_or_in_an_unknown_language_is_unscorable() -> None:
+    unasked = score_answer({**CODE, "language": "python", "answer": "x = 1"}, "x")
+    assert unasked.value is None and "line 1 of the tests is no assert" in str(unasked.reason)
+    foreign = score_answer({**CODE, "language": "cobol"}, "x")
+    assert foreign.value is None and "no evaluator for 'cobol'" in str(foreign.reason)

@@ -55,6 +55,13 @@ def test_every_move_is_best_somewhere_and_no_situation_is_in_both_splits() -> No
     assert not seen["train"] & seen["heldout"]
 
 
+def test_rules_of_thumb_play_by_the_card_alone() -> None:
+    for row in rows("duel", "tasks", "train", 200, 0):
+        card = int(row["prompt"]["messages"][0]["content"].split(".")[0].removeprefix("You have "))
+        high = {"raise_or_fold": 2, "raise_or_call": 2}
+        assert row["reference"]["rules"] == (high if card >= 9 else {"raise_or_fold": 0, "raise_or_call": 1})
+
+
 def test_chips_of_the_deals_average_to_the_values() -> None:
     made = list(rows("duel", "tasks", "train", 4000, 1))
     for action in range(3):

@@ -11,7 +11,17 @@ from posttrain.worlds import tes
 from posttrain.worlds.registry import rows
 from posttrain.worlds.tes import BUILDING, RULES, SMALL, Day, Plant, action_values, advance, day_value, terminal
 
-SHORT = replace(SMALL, hours=(8, 9, 10, 11, 12), penalty=1.0)
+SHORT = Plant(
+    unit_kwh=10.0,
+    actions=4,
+    step=3,
+    capacity=30,
+    hours=(8, 9, 10, 11, 12),
+    cop=4.0,
+    penalty=1.0,
+    credit=0.5,
+    tau=0.5,
+)
 
 
 def day(plant: Plant, seed: int) -> Day:
@@ -31,7 +41,7 @@ def test_one_hour_by_hand() -> None:
 
 def test_a_day_by_hand() -> None:
     """Cold is cheap in the first hour and dear in the second: two steps are made at once and one is kept."""
-    plant = replace(SMALL, hours=(8, 9), credit=0.0, penalty=1.0)
+    plant = replace(SHORT, hours=(8, 9), credit=0.0)
     cheap_then_dear = Day(0, (3, 3), (100, 400))
     values = action_values(plant, cheap_then_dear)
     # 30 kWh of cold: 0.75 kg now, 3 kg later. Unserved: 30 kg.
@@ -102,6 +112,28 @@ def test_tasks_are_balanced_and_share_no_state_between_the_splits(world: str) ->
         assert all(len(row["reference"]["rewards"]) == 4 for row in made)
         days[split] = {row["prompt"]["messages"][0]["content"] for row in made}
     assert not days["train"] & days["heldout"]
+
+
+def test_the_small_plant_speaks_in_single_digits() -> None:
+    digits = 0
+    for row in rows("tes_small", "tasks", "train", 400, 1):
+        for line in row["prompt"]["messages"][0]["content"].splitlines():
+            numbers = line.split()[1:]
+            assert all(len(number) == 1 and number.isdigit() for number in numbers), line
+            digits += len(numbers)
+    assert digits > 400 * 3
+
+
+def test_no_constant_and_no_rule_comes_near_the_optimum_of_the_small_plant() -> None:
+    """Of the gap between uniform actions and the best ones, what they leave: there is something to learn."""
+    references = [row["reference"] for row in rows("tes_small", "tasks", "train", 1500, 2)]
+    values = np.array([reference["q_values"] for reference in references])
+    gap = (values.max(axis=1) - values.mean(axis=1)).mean()
+    for action in range(4):
+        assert (values.max(axis=1) - values[:, action]).mean() > 0.5 * gap
+    for rule in ("charge_when_clean", "follow_load", "full_power"):
+        chosen = values[np.arange(len(values)), [reference["rules"][rule] for reference in references]]
+        assert (values.max(axis=1) - chosen).mean() > 0.3 * gap
 
 
 def test_the_opening_takes_every_action_whatever_it_is_worth() -> None:

@@ -79,16 +79,19 @@ def print_scorecard(record: dict[str, Any], found: "EvaluationSet") -> None:
     from posttrain.report.scorecard import Line, against_targets
 
     lines = [Line(**line) for line in record["scorecard"]]
-    shown = list(dict.fromkeys(part for line in lines for part in line.parts))
-    table = Table()
-    for heading in ("group", "", "tasks", "unscorable", "full marks", "score", *shown):
-        table.add_column(heading, justify="left" if heading in ("group", "") else "right")
+    table, group = Table(), ""
+    for heading in ("", "tasks", "unscorable", "full marks", "score"):
+        table.add_column(heading, justify="right" if heading else "left")
     for line in lines:
-        parts = (words.plain(line.parts.get(part)) for part in shown)
-        counts = (f"{line.asked}", f"{line.unscorable}", f"{line.full}")
-        table.add_row(line.group, line.value or line.dataset, *counts, words.plain(line.score), *parts)
+        if line.group != group:
+            table.add_section()
+            group = line.group
+        counts = (str(line.asked), str(line.unscorable), str(line.full))
+        table.add_row(line.value or f"all of {line.dataset}", *counts, words.plain(line.score))
     with table_console() as console:
         console.print(table, markup=False, highlight=False)
+    parts = (f"{part.replace('_', ' ')} {words.plain(value)}" for part, value in lines[0].parts.items())
+    print(f"means:    {', '.join(parts) or 'nothing could be scored'}")
     for reason, count in record["left_out"].items():
         print(f"left out: {count} rows: {reason}")
     for reached in against_targets(lines, found.targets):

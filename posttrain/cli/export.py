@@ -65,7 +65,7 @@ export = click.Command(
             ["--gguf"],
             default="auto",
             show_default=True,
-            help="Types of GGUF files: f32, f16, bf16, q8_0, q4_0, mxfp4, auto.",
+            help="Types of GGUF files: f32, f16, bf16, q8_0, q4_0, q4_k_m, mxfp4, auto.",
         ),
         click.Option(
             ["--dtype"],

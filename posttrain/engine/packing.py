@@ -80,7 +80,9 @@ def pack(items: Sequence[Item], first_sequence: int) -> MicroBatch:
             positions.append(np.arange(len(item.prefix)))
             at = prefix[1]
         for ids, mask in zip(item.tokens, item.targets, strict=True):
-            segments.append(Segment(at, at + len(ids), prefix))
+            # An episode that its sampler lost has no tokens.
+            if len(ids):
+                segments.append(Segment(at, at + len(ids), prefix))
             tokens.append(ids)
             positions.append(np.arange(len(item.prefix), len(item.prefix) + len(ids)))
             chosen = np.flatnonzero(mask)

@@ -16,6 +16,7 @@ from posttrain.export.commit import committing, is_committed, refuse_foreign
 from posttrain.export.gguf import plan_gguf, write_gguf
 from posttrain.export.gguf_adapter import plan_adapter, write_adapter
 from posttrain.export.gguf_types import GgufType, Stored, encode
+from posttrain.export.llama_quantize import find_quantizer, quantize_file
 from posttrain.export.merge import MergePlan, apply_merge, plan_merge
 from posttrain.export.ollama import HarmonySettings, write_modelfiles
 from posttrain.run.folder import files_below
@@ -24,6 +25,8 @@ Format = Literal["hf", "mxfp4", "gguf", "ollama", "adapter"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 Choice = TypeVar("Choice", bound=str)
 Advance = Callable[[int], None]
+K_QUANT_BITS = 4.9
+"""Of a weight in Q4_K_M on average, as llama.cpp reports; it depends on the layers."""
 PROBE_BYTES = 64 * 1024**2
 PROBE_VALUES = 4 * 1024**2
 
@@ -47,6 +50,8 @@ class Piece:
     folder: str
     format: Format
     bytes: int
+    scratch: int = 0
+    """Bytes that are on the disk as well while it is written."""
     values: dict[Stored, int] = field(default_factory=dict)
     """Numbers that have to be encoded, by type: they cost arithmetic, not only disk."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -109,7 +114,7 @@ def merge_piece(format_name: Literal["hf", "mxfp4"], model: Model, plan: MergePl
     def fill(folder: Path, advance: Advance) -> None:
         apply_merge(plan, folder, advance)
 
-    return Piece(format_name, format_name, plan.bytes, values, settings, fill)
+    return Piece(format_name, format_name, plan.bytes, values=values, settings=settings, fill=fill)
 
 
 def gguf_file(model: Model, gguf_type: GgufType) -> str:
@@ -117,6 +122,8 @@ def gguf_file(model: Model, gguf_type: GgufType) -> str:
 
 
 def gguf_piece(model: Model, gguf_type: GgufType) -> Piece:
+    if gguf_type == "q4_k_m":
+        return _quantized_piece(model, gguf_type)
     plan = plan_gguf(model.base, gguf_type, model.adapter)
     values: dict[Stored, int] = {}
     for tensor in plan.tensors:
@@ -126,7 +133,23 @@ def gguf_piece(model: Model, gguf_type: GgufType) -> Piece:
         write_gguf(model.base, folder / gguf_file(model, gguf_type), gguf_type, model.name, model.adapter, advance)
 
     settings = {"gguf_type": gguf_type, "name": model.name}
-    return Piece(f"gguf-{gguf_type}", "gguf", plan.bytes, values, settings, fill)
+    return Piece(f"gguf-{gguf_type}", "gguf", plan.bytes, values=values, settings=settings, fill=fill)
+
+
+def _quantized_piece(model: Model, gguf_type: GgufType) -> Piece:
+    """A bf16 file that llama.cpp makes the real one of; MachineError where it is not installed."""
+    find_quantizer()
+    plan = plan_gguf(model.base, "bf16", model.adapter)
+
+    def fill(folder: Path, advance: Advance) -> None:
+        source = folder / "bf16.part"
+        write_gguf(model.base, source, "bf16", model.name, model.adapter)
+        quantize_file(source, folder / gguf_file(model, gguf_type), gguf_type, torch.get_num_threads())
+        source.unlink()
+
+    settings = {"gguf_type": gguf_type, "name": model.name}
+    size = int(plan.bytes * K_QUANT_BITS / 16)
+    return Piece(f"gguf-{gguf_type}", "gguf", size, plan.bytes, settings=settings, fill=fill)
 
 
 def ollama_piece(model: Model, gguf_type: GgufType) -> Piece:
@@ -141,7 +164,7 @@ def ollama_piece(model: Model, gguf_type: GgufType) -> Piece:
         merged = f"../gguf-{gguf_type}/{gguf_file(model, gguf_type)}"
         write_modelfiles(folder, model.base, merged, "adapter.gguf" if model.adapter else None, model.harmony)
 
-    return Piece("ollama", "ollama", sum(tensor.bytes for tensor in tensors), {}, settings, fill)
+    return Piece("ollama", "ollama", sum(tensor.bytes for tensor in tensors), settings=settings, fill=fill)
 
 
 # ---------------------------------------------------------------- how long, and whether it fits
@@ -186,7 +209,8 @@ def require_room(output: Path, pieces: Sequence[Piece]) -> None:
     for piece in pieces:
         refuse_foreign(output / piece.folder)
     nearest = next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
-    needed, free = sum(piece.bytes for piece in pieces), shutil.disk_usage(nearest).free
+    needed = sum(piece.bytes for piece in pieces) + max((piece.scratch for piece in pieces), default=0)
+    free = shutil.disk_usage(nearest).free
     if needed > free:
         raise MachineError(
             f"the export needs {needed / 1e9:.2f} GB and {nearest} has {free / 1e9:.2f} GB free: make room, ask for "

@@ -25,7 +25,7 @@ from posttrain.export.gguf_layout import (
 )
 from posttrain.export.gguf_types import FILE_TYPES, FLOATS, STORED, GgufType, Stored, encode, stored_bytes
 from posttrain.export.gguf_vocabulary import add_vocabulary, read_vocabulary
-from posttrain.export.merge import MergedWeights, finite
+from posttrain.export.merge import BLOCK_VALUES, MergedWeights, finite
 from posttrain.export.stream import FileStream, in_order
 from posttrain.export.tensors import TensorFolder, as_bytes
 from posttrain.export.weights import Weight, find_weights
@@ -155,8 +155,11 @@ class Source:
                 yield partial(self._expert, name, stored, expert, half)
 
     def _expert(self, name: str, stored: Stored, expert: int, half: slice) -> torch.Tensor:
-        matrix = self.merged.matrix(self.weight, self.factors, expert)[half].contiguous()
-        return encode(finite(matrix, f"{self.weight.name}[{expert}]"), stored, name)
+        matrix = self.merged.matrix(self.weight, self.factors, expert)[half]
+        found = []
+        for rows in matrix.split(max(1, BLOCK_VALUES // matrix.shape[1])):
+            found.append(encode(finite(rows.contiguous(), f"{self.weight.name}[{expert}]"), stored, name))
+        return torch.cat(found)
 
     def _packed(self, name: str, expert: int, half: slice) -> torch.Tensor:
         """From MXFP4 to MXFP4: codes that nothing changed are only laid out anew."""

@@ -11,8 +11,9 @@ from posttrain.engine import mxfp4
 from posttrain.errors import PhaseFault
 from posttrain.export.tensors import TensorSpec
 
-GgufType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "mxfp4", "auto"]
-"""`mxfp4` is experts in MXFP4 and q8_0 elsewhere; `auto` is that for GPT-OSS and q8_0 for others."""
+GgufType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_k_m", "mxfp4", "auto"]
+"""`q4_k_m` is made of bf16 by llama.cpp's own quantizer. `mxfp4` is experts in MXFP4 and q8_0 elsewhere; `auto` is that
+for GPT-OSS and q8_0 for others."""
 GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
 Stored: TypeAlias = GGMLQuantizationType
 STORED: dict[str, Stored] = {

@@ -20,14 +20,20 @@ TIMEOUT_S = 1800
 class LlamaAnswer:
     greedy: list[list[int]]
     """Greedy continuation of each prompt."""
+    logprobs: list[list[float]]
+    """Of each prompt's own tokens, as its last positions foretell them."""
     tokens: list[list[int]]
     """Token ids of each text."""
 
 
+def tool_folders() -> list[Path]:
+    """Where node's packages may be."""
+    return [*(Path(os.environ[name]) for name in FOLDER_VARIABLES if os.environ.get(name)), Path(".tools/node")]
+
+
 def find_entry() -> Path:
     """node-llama-cpp's entry file; raises MachineError saying where it was looked for."""
-    folders = [Path(os.environ[name]) for name in FOLDER_VARIABLES if os.environ.get(name)]
-    folders.append(Path(".tools/node"))
+    folders = tool_folders()
     if shutil.which("node") is None:
         raise MachineError("llama.cpp was not asked: there is no `node` on the PATH")
     for folder in folders:
@@ -44,8 +50,9 @@ def ask_llama(
     texts: list[str],
     threads: int = 1,
     adapter: Path | None = None,
+    positions: int = 0,
 ) -> LlamaAnswer:
-    """Greedy tokens and token ids from llama.cpp in float32 arithmetic where the file allows it.
+    """Greedy tokens, log-probabilities and token ids from llama.cpp in float32 arithmetic where the file allows it.
 
     `adapter` is a GGUF file that is put on the model.
 
@@ -56,6 +63,7 @@ def ask_llama(
         "model": str(model.resolve()),
         "prompts": prompts,
         "new_tokens": new_tokens,
+        "positions": positions,
         "texts": texts,
         "threads": threads,
         "adapter": str(adapter.resolve()) if adapter else None,
@@ -75,4 +83,4 @@ def ask_llama(
     if done.returncode != 0:
         raise PhaseFault(f"llama.cpp failed on {model} (exit {done.returncode}): {done.stderr.strip()[-600:]}")
     answer = json.loads(done.stdout.splitlines()[-1])
-    return LlamaAnswer(answer["greedy"], answer["tokens"])
+    return LlamaAnswer(answer["greedy"], answer["logprobs"], answer["tokens"])

@@ -36,6 +36,8 @@ COPIED = (
 SHARD_BYTES = 4 * 1024**3
 PART_VALUES = 4 * 1024**2
 """Tensors other than experts are read, merged and written in parts of so many values."""
+BLOCK_VALUES = 1024**2
+"""An expert is quantized in blocks of rows of so many values: the dozen copies that it takes stay small."""
 MXFP4_KEPT = (
     "model.layers.*.self_attn",
     "model.layers.*.mlp.router",
@@ -287,20 +289,21 @@ def _mxfp4_expert(
         if (before[1] == 255).any():
             raise PhaseFault(f"{name} holds scales that are NaN (code 255); nothing was kept")
         return *before, Survival(0.0, 0.0)
-    matrix = finite(weights.matrix(weight, factors, expert), name).contiguous()
-    if factors is None:
-        return *mxfp4.encode(matrix), Survival(0.0, 0.0)
-    low, high = weights.change(factors, expert)
-    stored = weights.unmerged(weight, expert) if before is None else matrix
+    matrix = weights.matrix(weight, factors, expert)
+    stored = weights.unmerged(weight, expert) if before is None and factors is not None else matrix
     found, survival = [], Survival(0.0, 0.0)
-    step = max(1, PART_VALUES // weight.columns)
-    for start in range(0, weight.rows, step):  # whole matrices of a 20B model would need a dozen copies of 66 MB
+    step = max(1, BLOCK_VALUES // weight.columns)
+    for start in range(0, weight.rows, step):
         rows = slice(start, start + step)
-        ground = mxfp4.encode(stored[rows]) if before is None else (before[0][rows], before[1][rows])
-        codes = mxfp4.encode_change(matrix[rows], ground)
-        found.append(codes)
+        values = finite(matrix[rows].contiguous(), name)
+        if factors is None:
+            found.append(mxfp4.encode(values))
+            continue
+        ground = mxfp4.encode(stored[rows].contiguous()) if before is None else (before[0][rows], before[1][rows])
+        found.append(mxfp4.encode_change(values, ground))
+        low, high = weights.change(factors, expert)
         change = (high[rows] @ low) * factors.scale
-        survival += Survival.measured(change, mxfp4.decode(*codes) - mxfp4.decode(*ground))
+        survival += Survival.measured(change, mxfp4.decode(*found[-1]) - mxfp4.decode(*ground))
     blocks, scales = (torch.cat(parts) for parts in zip(*found, strict=True))
     return blocks, scales, survival
 

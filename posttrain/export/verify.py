@@ -21,17 +21,10 @@ from posttrain.export.gguf_layout import yarn_is_rounded
 from posttrain.export.gguf_types import GgufType
 from posttrain.export.llama import ask_llama
 from posttrain.export.weights import read_config
+from posttrain.recipe.types import Tolerances
 
 POSITIONS = 64
 """Logits are compared at so many last positions of each prompt: all of a large model's would not fit in memory."""
-NEAR_TIE = {"f32": 0.02, "f16": 0.1, "bf16": 0.2, "q8_0": 0.5}
-"""A greedy token may differ from transformers' where its logit is this close to the best one: llama.cpp rounds the
-activations to the type of the weights it multiplies them with. Four-bit files are other numbers than the merge: how
-far they part is measured, not judged."""
-LEAST_SHARE = 0.5
-"""Of the adapter's change, for an MXFP4 export to count as the trained model."""
-LEAST_AGREEMENT = 0.95
-"""Greedy agreement with the adapter, likewise."""
 Logits = list[torch.Tensor]
 
 
@@ -47,6 +40,9 @@ class Comparison:
     mean_abs: float | None = None
     kl: float | None = None
     greedy_agreement: float | None = None
+    left_perplexity: float | None = None
+    """Of the prompts themselves, by the first of the pair."""
+    right_perplexity: float | None = None
     reason: str | None = None
 
     def row(self) -> dict[str, Any]:
@@ -93,8 +89,32 @@ def engine_logits(base: Path, adapter: Path | None, prompts: list[list[int]], ar
     return logits
 
 
-def compare(pair: str, left: Logits, right: Logits, tolerance: float | None) -> Comparison:
-    """Differences over all positions; KL is of `right` from `left`, mean per position, in nats."""
+def perplexity(logprobs: list[torch.Tensor]) -> float:
+    return float(torch.cat(logprobs).double().mean().neg().exp())
+
+
+def prompt_logprobs(logits: Logits, prompts: list[list[int]]) -> list[torch.Tensor]:
+    """Of each prompt's own tokens, as its last positions foretell them; the last position foretells none of them."""
+    found = []
+    for logits_TV, prompt in zip(logits, prompts, strict=True):
+        count = len(logits_TV) - 1
+        targets_T = torch.tensor(prompt[len(prompt) - count :], dtype=torch.int64)
+        found.append(torch.log_softmax(logits_TV[:-1].double(), -1).gather(-1, targets_T[:, None])[:, 0])
+    return found
+
+
+def compare(
+    pair: str,
+    left: Logits,
+    right: Logits,
+    prompts: list[list[int]],
+    max_abs: float | None = None,
+    kl: float | None = None,
+) -> Comparison:
+    """Differences over all positions; KL is of `right` from `left`, mean per position, in nats.
+
+    `max_abs` and `kl` are the limits to judge by; without any the row is measured only.
+    """
     differences, divergences, same = [], [], []
     for left_TV, right_TV in zip(left, right, strict=True):
         differences.append((left_TV.double() - right_TV.double()).abs())
@@ -103,19 +123,26 @@ def compare(pair: str, left: Logits, right: Logits, tolerance: float | None) -> 
         same.append(left_TV.argmax(-1) == right_TV.argmax(-1))
     largest = max(float(difference.max()) for difference in differences)
     count = sum(difference.numel() for difference in differences)
-    if tolerance is None:
-        status: Literal["agrees", "differs", "measured"] = "measured"
-    else:
-        # A NaN is not within any tolerance.
-        status = "agrees" if largest <= tolerance else "differs"
+    divergence = float(torch.cat(divergences).mean())
+    status: Literal["agrees", "differs", "measured"] = "measured"
+    reason = None
+    for what, found, limit in (("logits differ by", largest, max_abs), ("the KL is", divergence, kl)):
+        # A NaN is not within any limit.
+        if limit is not None and not found <= limit:
+            status, reason = "differs", f"{what} {found:.3g}, the limit is {limit:.3g}"
+        elif limit is not None and status == "measured":
+            status = "agrees"
     return Comparison(
         pair=pair,
         prompts=len(left),
         status=status,
         max_abs=largest,
         mean_abs=float(sum(difference.sum() for difference in differences)) / count,
-        kl=float(torch.cat(divergences).mean()),
+        kl=divergence,
         greedy_agreement=float(torch.cat(same).double().mean()),
+        left_perplexity=perplexity(prompt_logprobs(left, prompts)),
+        right_perplexity=perplexity(prompt_logprobs(right, prompts)),
+        reason=reason,
     )
 
 
@@ -134,33 +161,44 @@ def verify_folder(
     except ModelError as error:  # an architecture that the engine does not train
         rows.append(Comparison("engine / merged", len(prompts), "unverified", reason=str(error)))
     else:
-        rows.append(compare("engine / merged", trained, logits, tolerance))
+        rows.append(compare("engine / merged", trained, logits, prompts, tolerance))
     if adapter is not None:
         try:
             peft_logits = stock_logits(base, adapter, prompts, torch.float64)
         except MachineError as error:
             rows.append(Comparison("PEFT / merged", len(prompts), "unverified", reason=str(error)))
         else:
-            rows.append(compare("PEFT / merged", peft_logits, logits, tolerance))
+            rows.append(compare("PEFT / merged", peft_logits, logits, prompts, tolerance))
     if rows[0].status != "unverified":
         trained = engine_logits(base, adapter, prompts, torch.float32)
         exported = stock_logits(merged, None, prompts, torch.float32)
-        rows.append(compare("engine / merged in float32", trained, exported, None))
+        rows.append(compare("engine / merged in float32", trained, exported, prompts))
     return rows, logits
 
 
-def verify_mxfp4(folder: Path, prompts: list[list[int]], exact: Logits, share: float) -> Comparison:
+def verify_rounded(
+    folder: Path, dtype: str, prompts: list[list[int]], exact: Logits, tolerances: Tolerances
+) -> Comparison:
+    """The written folder in stock transformers against the exact merge's logits: what rounding to `dtype` adds."""
+    written = stock_logits(folder, None, prompts, torch.float64)
+    limits = {"max_abs": tolerances.merged_logits} if dtype == "float32" else {"kl": tolerances.rounded_kl}
+    return compare(f"merged {dtype} / merged", written, exact, prompts, **limits)
+
+
+def verify_mxfp4(
+    folder: Path, prompts: list[list[int]], exact: Logits, share: float, tolerances: Tolerances
+) -> Comparison:
     """The MXFP4 folder in stock transformers against the exact merge's logits; `share` is what survived of the change.
 
     It agrees where both limits hold; else the reason names the ways out.
     """
-    row = compare("MXFP4 / merged", stock_logits(folder, None, prompts, torch.float64), exact, None)
+    row = compare("MXFP4 / merged", stock_logits(folder, None, prompts, torch.float64), exact, prompts)
     agreement = row.greedy_agreement or 0.0
-    good = share >= LEAST_SHARE and agreement >= LEAST_AGREEMENT
+    good = share >= tolerances.mxfp4_share and agreement >= tolerances.mxfp4_agreement
     reason = (
-        f"{share:.0%} of the adapter's change survived MXFP4 (at least {LEAST_SHARE:.0%}) and {agreement:.1%} of "
-        f"greedy choices agree (at least {LEAST_AGREEMENT:.0%}): export hf in bfloat16, or "
-        f"base + adapter (formats adapter, ollama)"
+        f"{share:.0%} of the adapter's change survived MXFP4 (at least {tolerances.mxfp4_share:.0%}) and "
+        f"{agreement:.1%} of greedy choices agree (at least {tolerances.mxfp4_agreement:.0%}): export hf in bfloat16, "
+        f"or base + adapter (formats adapter, ollama)"
     )
     return replace(row, status="agrees" if good else "differs", reason=None if good else reason)
 
@@ -197,14 +235,18 @@ def verify_gguf(
     stop_tokens: frozenset[int],
     texts: dict[str, list[int]],
     threads: int,
+    tolerances: Tolerances,
+    exact: Logits,
 ) -> Comparison:
-    """Greedy tokens of the GGUF file in llama.cpp against its Hugging Face folder in transformers.
+    """Greedy tokens and perplexity of the GGUF file in llama.cpp against its Hugging Face folder in transformers.
 
-    `texts` maps texts to the ids they must be tokenised to. Unverified where llama.cpp is not installed.
+    `texts` maps texts to the ids they must be tokenised to; `exact` are the folder's logits. Unverified where llama.cpp
+    is not installed.
     """
+    near_tie = tolerances.gguf_near_tie.get(gguf_type)
     pair = f"GGUF {gguf_type} in llama.cpp / merged"
     try:
-        answer = ask_llama(gguf, prompts, new_tokens, list(texts), threads)
+        answer = ask_llama(gguf, prompts, new_tokens, list(texts), threads, positions=POSITIONS)
     except MachineError as error:
         return Comparison(pair, len(prompts), "unverified", reason=str(error))
     same, gap = 0, 0.0
@@ -221,21 +263,23 @@ def verify_gguf(
         reasons.append(
             f"{len(prompts) - same} of {len(prompts)} continuations part from transformers'; there the token's logit "
             f"is at most {gap:.3g} below the best"
-            + (f" (near ties of {NEAR_TIE[gguf_type]} are allowed)" if gguf_type in NEAR_TIE else "")
+            + (f" (near ties of {near_tie} are allowed)" if near_tie is not None else "")
         )
     if misread:
         reasons.append(f"{misread} of {len(texts)} texts are tokenised differently")
     if not yarn_is_rounded(folder):
         reasons.append("the model's YaRN does not round its correction range and llama.cpp's does")
-    if misread or gap > NEAR_TIE.get(gguf_type, math.inf):
+    if misread or gap > (math.inf if near_tie is None else near_tie):
         status: Literal["agrees", "differs", "measured"] = "differs"
     else:
-        status = "agrees" if gguf_type in NEAR_TIE else "measured"
+        status = "measured" if near_tie is None else "agrees"
     return Comparison(
         pair,
         len(prompts),
         status,
         greedy_agreement=same / len(prompts),
+        left_perplexity=perplexity([torch.tensor(row) for row in answer.logprobs]),
+        right_perplexity=perplexity(prompt_logprobs(exact, prompts)),
         reason="; ".join(reasons) or None,
     )
 

@@ -104,7 +104,8 @@ class PhaseOutcome:
     state: ModelState | None = None
     notes: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
-    """Kind-specific facts for the report (export tables, chosen candidate, dataset digests)."""
+    """Kind-specific facts for the report (export tables, chosen candidate, dataset digests). What `unfinished` names
+    failed without failing the run: the phase is carried out again by the next attempt."""
     skipped: bool = False
     """Nothing was done, so that there is nothing for the gates to judge."""
 

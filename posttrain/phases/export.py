@@ -18,7 +18,14 @@ from posttrain.export.merge import apply_merge, plan_merge
 from posttrain.export.ollama import HarmonySettings
 from posttrain.export.smoke import SPECIAL
 from posttrain.export.survival import Survivals
-from posttrain.export.verify import Comparison, Logits, compare, stock_logits, verify_folder, verify_gguf, verify_mxfp4
+from posttrain.export.verify import (
+    Comparison,
+    Logits,
+    verify_folder,
+    verify_gguf,
+    verify_mxfp4,
+    verify_rounded,
+)
 from posttrain.phases.context import ModelState, PhaseContext, PhaseOutcome
 from posttrain.recipe.types import Candidate, ExportPhase, Recipe
 from posttrain.run.folder import RunFolder, digest_folder, files_below
@@ -40,6 +47,8 @@ class Work:
     metrics: dict[str, float] = field(default_factory=dict)
     verification: list[Comparison] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)
+    """Formats that failed without failing the run: the next attempt tries them again."""
     outputs: list[Path] = field(default_factory=list)
     logits: Logits = field(default_factory=list)
     """Of the exact merge, once it is verified."""
@@ -108,6 +117,7 @@ def run(context: PhaseContext, phase: ExportPhase) -> PhaseOutcome:
         details={
             "chosen": chosen.model,
             "candidates": table,
+            "unfinished": work.unfinished,
             "verification": [row.row() for row in work.verification],
         },
     )
@@ -196,21 +206,20 @@ def verify_merge(work: Work, exact: Path) -> None:
     Raises PhaseFault where the merged model is not the model state within the recipe's tolerance.
     """
     phase, model = work.phase, work.model
-    rows, logits = verify_folder(model.base, model.adapter, exact, work.prompts, phase.tolerance_logits)
+    rows, logits = verify_folder(model.base, model.adapter, exact, work.prompts, phase.tolerances.merged_logits)
     work.logits = logits
+    judged = [row for row in rows if row.status == "agrees"]
     if "hf" in phase.formats and phase.dtype != "float32":
-        written = stock_logits(work.exports / "hf", None, work.prompts, torch.float64)
-        rows.append(compare(f"merged {phase.dtype} / merged", written, logits, None))
+        rows.append(verify_rounded(work.exports / "hf", phase.dtype, work.prompts, logits, phase.tolerances))
     work.verification += rows
     for row in rows:
         if row.status == "differs":
             raise PhaseFault(
-                f"{row.pair} differ by {row.max_abs:.3g} (mean {row.mean_abs:.3g}, KL {row.kl:.3g}, greedy "
-                f"agreement {row.greedy_agreement:.3f}) on {row.prompts} prompts; the limit is {phase.tolerance_logits}"
+                f"{row.pair}: {row.reason} (logits by {row.max_abs:.3g}, on average {row.mean_abs:.3g}, KL "
+                f"{row.kl:.3g}, greedy agreement {row.greedy_agreement:.3f} on {row.prompts} prompts)"
             )
         if row.status == "unverified":
             work.notes.append(f"{row.pair} unverified: {row.reason}")
-    judged = [row for row in rows if row.status == "agrees"]
     work.metrics["hf_max_abs"] = max((row.max_abs or 0.0 for row in judged), default=0.0)
     work.metrics["hf_kl"] = max((row.kl or 0.0 for row in judged), default=0.0)
     agreements = [row.greedy_agreement for row in rows if row.greedy_agreement is not None]
@@ -223,7 +232,7 @@ def export_mxfp4(work: Work, aside: Path) -> None:
     plan = plan_merge(model.base, model.adapter, torch.bfloat16, mxfp4_experts=True)
     folder = work.write(merge_piece("mxfp4", model, plan, {"dtype": "mxfp4"}))
     share = Survivals(folder).overall.share
-    row = verify_mxfp4(folder, work.prompts, work.logits, share)
+    row = verify_mxfp4(folder, work.prompts, work.logits, share, work.phase.tolerances)
     work.verification.append(row)
     work.metrics["mxfp4_share"] = share
     work.metrics["mxfp4_greedy_agreement"] = row.greedy_agreement or 0.0
@@ -247,11 +256,14 @@ def export_gguf(work: Work, aside: Path) -> None:
             work.stop_tokens,
             work.texts,
             work.context.execution.threads,
+            phase.tolerances,
+            work.logits,
         )
     except Stopped:
         raise
     except (PosttrainError, ValueError, KeyError) as error:
-        work.notes.append(f"GGUF failed: {type(error).__name__}: {error}")
+        work.notes.append(f"GGUF failed: {type(error).__name__}: {error}; the next run tries it again")
+        work.unfinished.append("gguf")
         return
     work.verification.append(row)
     work.metrics["gguf_ok"] = float(row.status != "differs")
@@ -274,7 +286,8 @@ def export_ollama(work: Work, aside: Path) -> None:
     except Stopped:
         raise
     except PosttrainError as error:
-        work.notes.append(f"Ollama failed: {error}")
+        work.notes.append(f"Ollama failed: {error}; the next run tries it again")
+        work.unfinished.append("ollama")
 
 
 WRITERS = {

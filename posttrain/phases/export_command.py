@@ -15,15 +15,13 @@ from posttrain.export.formats import Format, Model, Piece, gguf_file, measure_ra
 from posttrain.export.gguf_types import GgufType
 from posttrain.export.merge import apply_merge, plan_merge
 from posttrain.export.survival import Survivals
-from posttrain.export.verify import Comparison, compare, stock_logits, verify_folder, verify_gguf, verify_mxfp4
+from posttrain.export.verify import Comparison, verify_folder, verify_gguf, verify_mxfp4, verify_rounded
 from posttrain.phases.context import ModelState, Progress
 from posttrain.phases.export import GREEDY_TOKENS, choose, model_of, verification_inputs
-from posttrain.recipe.types import ExportPhase, PreparePhase, Recipe
+from posttrain.recipe.types import USUAL_TOLERANCES, ExportPhase, PreparePhase, Recipe, Tolerances
 from posttrain.run import recipe_file
 from posttrain.run.folder import RunFolder, digest_folder, write_json_atomic
 
-TOLERANCE = 1e-4
-"""Largest logit difference between adapter and float32 merge where no recipe names one."""
 TEXTS = (
     "The capital of France is",
     "def add(a, b):\n    return",
@@ -42,7 +40,7 @@ class Chosen:
     prompts: list[list[int]]
     texts: dict[str, list[int]]
     stop_tokens: frozenset[int]
-    tolerance: float
+    tolerances: Tolerances
 
 
 def chosen_of_run(run: RunFolder) -> Chosen:
@@ -60,9 +58,9 @@ def chosen_of_run(run: RunFolder) -> Chosen:
     state = ModelState.model_validate(results[name]["state"])
     model = replace(model_of(recipe, run, state), name=run.path.name)
     if phase is None:
-        return Chosen(model, why, *_plain_inputs(model.base), TOLERANCE)
+        return Chosen(model, why, *_plain_inputs(model.base), USUAL_TOLERANCES)
     dataset = _dataset_folder(run, recipe, phase.verify_dataset)
-    return Chosen(model, why, *verification_inputs(recipe, model.base, dataset, phase), phase.tolerance_logits)
+    return Chosen(model, why, *verification_inputs(recipe, model.base, dataset, phase), phase.tolerances)
 
 
 def _export_phase(recipe: Recipe) -> ExportPhase | None:
@@ -96,14 +94,14 @@ def chosen_of_folder(folder: Path, base: Path | None) -> Chosen:
     """A model folder, or an adapter folder with its base."""
     if not (folder / "adapter_config.json").exists():
         model = Model(folder.name, folder, None, {"base": digest_folder(folder), "adapter": None})
-        return Chosen(model, f"the model in {folder}", *_plain_inputs(folder), TOLERANCE)
+        return Chosen(model, f"the model in {folder}", *_plain_inputs(folder), USUAL_TOLERANCES)
     named = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path") or ""
     base = base or Path(named)
     if not (base / "config.json").is_file():
         raise ModelError(f"{folder} is an adapter on {named!r}, which is no folder here: name its folder with --base")
     digests: dict[str, str | None] = {"base": digest_folder(base), "adapter": digest_folder(folder)}
     model = Model(folder.name, base, folder, digests)
-    return Chosen(model, f"the adapter {folder} on {base}", *_plain_inputs(base), TOLERANCE)
+    return Chosen(model, f"the adapter {folder} on {base}", *_plain_inputs(base), USUAL_TOLERANCES)
 
 
 def _plain_inputs(base: Path) -> tuple[list[list[int]], dict[str, list[int]], frozenset[int]]:
@@ -167,18 +165,16 @@ def verify(chosen: Chosen, pieces: Sequence[Piece], dtype: str, output: Path, th
     exact.mkdir(parents=True)
     try:
         apply_merge(plan_merge(model.base, model.adapter, torch.float32), exact)
-        rows, logits = verify_folder(model.base, model.adapter, exact, prompts, chosen.tolerance)
+        rows, logits = verify_folder(model.base, model.adapter, exact, prompts, chosen.tolerances.merged_logits)
         for piece in pieces:
             folder = output / piece.folder
             if piece.format == "hf":
-                written = stock_logits(folder, None, prompts, torch.float64)
-                limit = chosen.tolerance if dtype == "float32" else None
-                rows.append(compare(f"merged {dtype} / merged", written, logits, limit))
+                rows.append(verify_rounded(folder, dtype, prompts, logits, chosen.tolerances))
             elif piece.format == "mxfp4":
-                rows.append(verify_mxfp4(folder, prompts, logits, Survivals(folder).overall.share))
+                rows.append(verify_mxfp4(folder, prompts, logits, Survivals(folder).overall.share, chosen.tolerances))
             elif piece.format == "gguf":
                 kind = piece.settings["gguf_type"]
-                asked = (prompts, GREEDY_TOKENS, chosen.stop_tokens, chosen.texts, threads)
+                asked = (prompts, GREEDY_TOKENS, chosen.stop_tokens, chosen.texts, threads, chosen.tolerances, logits)
                 rows.append(verify_gguf(folder / gguf_file(model, kind), kind, exact, *asked))
     finally:
         shutil.rmtree(exact, ignore_errors=True)
@@ -191,6 +187,9 @@ def line_of(row: Comparison) -> str:
         "mean": row.mean_abs,
         "KL": row.kl,
         "greedy": row.greedy_agreement,
+        "perplexity": row.left_perplexity,
+        "beside": row.right_perplexity,
     }
     shown = ", ".join(f"{name} {value:.3g}" for name, value in numbers.items() if value is not None)
+    shown = shown.replace(", beside", " beside")
     return f"{row.status:10} {row.pair} on {row.prompts} prompts: {shown or row.reason}"

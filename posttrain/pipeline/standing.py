@@ -59,6 +59,9 @@ def standing(
         if changed is not None:
             return Standing("restart", f"{changed} changed since it was read", expected)
         damaged = damaged_output(folder, result)
+        unfinished = result["details"].get("unfinished")
+        if damaged is None and unfinished:
+            return Standing("resume", f"{', '.join(unfinished)} failed the last time", expected)
         if damaged is None:
             return Standing("skip", "complete and unchanged", expected, result)
     begun = history.started.get(phase.name)

@@ -651,6 +651,32 @@ class Candidate(Frozen):
     evaluation: str
 
 
+class Tolerances(Frozen):
+    """How far an export may be from the adapter it came from, format by format."""
+
+    merged_logits: Annotated[float, Field(gt=0)]
+    """Largest absolute logit difference of the adapter and the float32 merge, both in float64."""
+    rounded_kl: Annotated[float, Field(gt=0)]
+    """KL from the exact merge, in nats per position, of a merge rounded to bfloat16."""
+    mxfp4_share: Share
+    """Least share of the adapter's change that survives MXFP4."""
+    mxfp4_agreement: Share
+    """Least greedy agreement of the MXFP4 folder with the exact merge."""
+    gguf_near_tie: dict[str, float]
+    """By GGUF type: how far below the best logit a token may be that llama.cpp chooses in another's place; it rounds
+    activations to the type of the weights. Types that are not named are measured, not judged."""
+
+
+USUAL_TOLERANCES = Tolerances(
+    merged_logits=1e-4,
+    rounded_kl=0.01,
+    mxfp4_share=0.5,
+    mxfp4_agreement=0.95,
+    gguf_near_tie={"f32": 0.02, "f16": 0.1, "bf16": 0.2, "q8_0": 0.5},
+)
+"""For exports that no recipe judges, and for recipes that have no reason to differ."""
+
+
 class ExportPhase(PhaseBase):
     kind: Literal["export"]
     candidates: tuple[Candidate, ...]
@@ -658,12 +684,12 @@ class ExportPhase(PhaseBase):
     """The best candidate has the highest mean of these metrics; ties go to the later one."""
     formats: tuple[Literal["hf", "mxfp4", "gguf", "ollama", "adapter"], ...]
     dtype: Dtype
-    gguf_type: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "mxfp4", "auto"]
-    """`auto` is MXFP4 experts with q8_0 elsewhere for GPT-OSS, and q8_0 for others."""
+    gguf_type: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_k_m", "mxfp4", "auto"]
+    """`auto` is MXFP4 experts with q8_0 elsewhere for GPT-OSS, and q8_0 for others; `q4_k_m` needs llama.cpp's
+    quantizer."""
     verify_dataset: str
     verify_prompts: Positive
-    tolerance_logits: Annotated[float, Field(gt=0)]
-    """Largest absolute logit difference, adapter against merged in fp32."""
+    tolerances: Tolerances
 
 
 Phase = Annotated[

@@ -6,6 +6,7 @@ from typing import Annotated
 from posttrain.recipe.types import (
     EVERY_EPISODE,
     NOTHING_SUGGESTED,
+    USUAL_TOLERANCES,
     AdamW,
     Candidate,
     ContinueAdapter,
@@ -209,7 +210,7 @@ def curriculum(
             gguf_type="f32",
             verify_dataset="tools",
             verify_prompts=min(20, cases),
-            tolerance_logits=1e-4,
+            tolerances=USUAL_TOLERANCES,
             gates=(),
         ),
     )

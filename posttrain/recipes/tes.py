@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from posttrain.recipe.types import (
     EVERY_EPISODE,
     NOTHING_SUGGESTED,
+    USUAL_TOLERANCES,
     AdamW,
     Base,
     Candidate,
@@ -186,8 +187,8 @@ def curriculum(
             dtype=sizes.dtype,
             gguf_type=sizes.gguf_type,
             verify_dataset="heldout",
+            tolerances=USUAL_TOLERANCES,
             verify_prompts=min(20, cases),
-            tolerance_logits=1e-4,
             gates=(),
         ),
     )

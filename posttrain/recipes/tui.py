@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from posttrain.recipe.types import (
     EVERY_EPISODE,
+    USUAL_TOLERANCES,
     AdamW,
     Base,
     Candidate,
@@ -217,7 +218,7 @@ def _phases(profile: Profile, steps: dict[str, Steps], task_file: str, quick_tes
             gguf_type="auto",
             verify_dataset="calls",
             verify_prompts=4,
-            tolerance_logits=1e-4,
+            tolerances=USUAL_TOLERANCES,
             gates=(),
         ),
     )

@@ -17,6 +17,9 @@ def score_snippet(reference: Mapping[str, Any], final: str) -> Score:
     """
     block = fenced_code(final)
     source = final if block is None else block
+    if not source.strip():
+        # An empty program would compile.
+        return Score(0.0, {"format": 0.0, "compiles": 0.0, "tests": 0.0, "exact": 0.0})
     try:
         checks = read_checks(reference["answer"])
         edits = {reference["answer_file"]: source.rstrip() + "\n"}

@@ -3,13 +3,16 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from posttrain.cli.main import main
 from posttrain.engine.forward import head_weight, hidden_states
 from posttrain.engine.model import load_model
 from posttrain.engine.packing import Item, pack
@@ -17,8 +20,9 @@ from posttrain.phases.chosen_model import of_run
 from posttrain.pipeline.base import resolve_base
 from posttrain.recipe.types import Execution
 from posttrain.run import recipe_file
-from posttrain.run.folder import RunFolder
-from tests.end_to_end.runs import posttrain, result, smoke
+from posttrain.run.folder import RunFolder, digest_folder
+from tests.end_to_end.runs import KILLED, posttrain, result, smoke
+from tests.export.test_gguf import needs_llama
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +55,8 @@ def test_folder_and_adapter_load_in_stock_libraries_with_the_logits_of_training(
         torch.testing.assert_close(adapted(row).logits[0], ours, atol=1e-4, rtol=0)
 
 
+@needs_llama
 def test_every_export_is_verified_on_twenty_prompts(runs):
-    node = Path(os.environ.get("POSTTRAIN_TEST_TOOLS", "")) / "node_modules" / "node-llama-cpp"
-    if not node.exists():
-        pytest.skip("node-llama-cpp is missing: npm install it and set POSTTRAIN_TEST_TOOLS")
     rows = {row["pair"]: row for row in result(runs, "export")["details"]["verification"]}
     measured = rows.pop("engine / merged in float32")
     assert measured["max_abs"] <= 1e-4
@@ -62,6 +64,74 @@ def test_every_export_is_verified_on_twenty_prompts(runs):
     assert {row["status"] for row in rows.values()} == {"agrees"}, rows
     assert all(row["prompts"] == 20 for row in rows.values())
     assert rows["GGUF f32 in llama.cpp / merged"]["greedy_agreement"] == 1.0
+    for row in rows.values():
+        assert row["left_perplexity"] == pytest.approx(row["right_perplexity"], rel=1e-3), row
+
+
+@needs_llama
+def test_a_gguf_that_fails_is_said_and_tried_again_by_the_next_run(tmp_path, monkeypatch):
+    """llama.cpp that breaks stands for what can go wrong with the file; the run itself is none the worse."""
+    broken = tmp_path / "bin"
+    broken.mkdir()
+    (broken / "node").write_text("#!/bin/sh\necho broken >&2; exit 3\n")
+    (broken / "node").chmod(0o755)
+    whole = os.environ["PATH"]
+    monkeypatch.setenv("PATH", f"{broken}:{whole}")
+    flags = ("--cases", "4", "--name", "smoke")
+    done = smoke(tmp_path, *flags)
+    assert done.returncode == 0, done.stdout + done.stderr
+    failed = result(tmp_path, "export")
+    assert failed["details"]["unfinished"] == ["gguf"] and failed["metrics"]["gguf_ok"] == 0
+    assert any("GGUF failed" in note and "broken" in note for note in failed["notes"])
+    again = smoke(tmp_path, *flags)
+    assert again.returncode == 0 and "export (export): resuming" in again.stdout
+    monkeypatch.setenv("PATH", whole)
+    assert smoke(tmp_path, *flags).returncode == 0
+    mended = result(tmp_path, "export")
+    assert mended["details"]["unfinished"] == [] and mended["metrics"]["gguf_ok"] == 1
+    assert "nothing left to do" in smoke(tmp_path, *flags).stdout
+
+
+def test_a_runs_best_model_is_exported_killed_or_not(runs):
+    def export(output: Path, fault: str | None = None):
+        words = ("--formats", "hf,mxfp4,gguf,ollama", "--gguf", "q8_0", "--output", str(output), "--threads", "1")
+        return posttrain("export", "smoke", "--runs-dir", str(runs), *words, fault=fault)
+
+    whole = export(runs / "whole")
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    assert f"exporting {result(runs, 'export')['details']['chosen']}: the best of" in whole.stdout
+    for point in ("merge.tensor_written#9", "gguf.tensor_written#9", "export.gguf_written", "export.ollama_written"):
+        assert export(runs / "killed", f"{point}:kill").returncode == KILLED, point
+        final = {entry.name for entry in (runs / "killed").rglob("*.gguf")}
+        assert all(not name.startswith(".") for name in final)
+    assert export(runs / "killed").returncode == 0
+    for folder in ("hf", "mxfp4", "gguf-q8_0", "ollama"):
+        assert digest_folder(runs / "killed" / folder) == digest_folder(runs / "whole" / folder), folder
+
+
+def test_a_push_asks_first_and_brings_the_runs_card(runs, monkeypatch):
+    calls: list[dict[str, Any]] = []
+
+    class Hub:
+        def create_repo(self, repo_id: str, **settings: Any) -> None:
+            calls.append({"repo_id": repo_id, **settings})
+
+        def upload_folder(self, **settings: Any) -> None:
+            calls.append(settings)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    words = ["push", "smoke", "--runs-dir", str(runs), "--repo", "me/model"]
+    refused = CliRunner().invoke(main, words, input="n\n")
+    assert refused.exit_code == 0 and "nothing was pushed" in refused.output and calls == []
+    done = CliRunner().invoke(main, [*words, "--yes"])
+    assert done.exit_code == 0, done.output
+    assert calls[0] == {"repo_id": "me/model", "private": True, "exist_ok": True}
+    card = (Path(calls[1]["folder_path"]) / "README.md").read_text()
+    assert card.startswith("---\nlicense: ")
+    for part in ("## Exports", "engine / merged", "left perplexity", "## Recipe", '"seed"'):
+        assert part in card, part
+    missing = CliRunner().invoke(main, [*words, "--export", "gguf-q4_0"])
+    assert missing.exit_code == 2 and "has no export 'gguf-q4_0'; it has " in missing.output
 
 
 def answers(path: Path) -> dict[str, tuple[object, ...]]:

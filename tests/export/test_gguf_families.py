@@ -14,13 +14,14 @@ from tokenizers import Tokenizer, models, normalizers
 from transformers import AutoModelForCausalLM
 
 from posttrain.engine import mxfp4
-from posttrain.errors import ModelError, PhaseFault
+from posttrain.errors import MachineError, ModelError, PhaseFault
+from posttrain.export.formats import Model, gguf_piece
 from posttrain.export.gguf import write_gguf
 from posttrain.export.gguf_adapter import write_adapter
 from posttrain.export.gguf_types import GgufType
 from posttrain.export.llama import ask_llama
 from posttrain.export.merge import apply_merge, plan_merge
-from posttrain.export.verify import NEAR_TIE
+from posttrain.recipe.types import USUAL_TOLERANCES
 from tests.export.test_families import EVERY, folders, packed  # noqa: F401 (fixtures)
 from tests.export.test_gguf import NEW_TOKENS, greedy, needs_llama
 from tests.export.toys import any_adapter, dense_base
@@ -242,7 +243,30 @@ def test_llama_cpp_computes_what_the_quantized_numbers_say(
     for prompt, (token,) in zip(prompts(), answer.greedy, strict=True):
         with torch.no_grad():
             logits = model(torch.tensor([prompt])).logits[0, -1]
-        assert float(logits.max() - logits[token]) <= NEAR_TIE["q8_0"]
+        assert float(logits.max() - logits[token]) <= USUAL_TOLERANCES.gguf_near_tie["q8_0"]
+
+
+@needs_llama
+def test_q4_k_m_is_made_by_llama_cpps_own_quantizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = dense_base(tmp_path / "base", "llama", hidden_size=256, intermediate_size=512)
+    adapter = any_adapter(base, tmp_path / "adapter")
+    model = Model("toy", base, adapter, {"base": "b", "adapter": "a"})
+    piece = gguf_piece(model, "q4_k_m")
+    assert piece.write(model, tmp_path)
+    file = tmp_path / "gguf-q4_k_m" / "toy-q4_k_m.gguf"
+    assert list(file.parent.iterdir()) == [file]
+    stored = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
+    assert stored["blk.0.ffn_gate.weight"].tensor_type.name == "Q4_K"
+    (tmp_path / "merged").mkdir()
+    apply_merge(plan_merge(base, adapter, torch.float32), tmp_path / "merged")
+    exact = load_file(tmp_path / "merged" / "model.safetensors")["model.layers.0.mlp.gate_proj.weight"].numpy()
+    found = dequantize(stored["blk.0.ffn_gate.weight"].data, stored["blk.0.ffn_gate.weight"].tensor_type)
+    assert np.abs(found - exact).mean() < 0.1 * np.abs(exact).mean()
+    assert len(ask_llama(file, prompts(), 1, []).greedy) == len(prompts())
+    monkeypatch.setattr("posttrain.export.llama_quantize.tool_folders", lambda: [tmp_path])
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(MachineError, match=r"q4_k_m is written by llama\.cpp's quantizer, and there is none"):
+        gguf_piece(model, "q4_k_m")
 
 
 @needs_llama

@@ -17,6 +17,7 @@ from posttrain.phases.context import ModelState, PhaseContext
 from posttrain.phases.export import choose
 from posttrain.recipe.types import (
     NOTHING_SUGGESTED,
+    USUAL_TOLERANCES,
     Candidate,
     Dataset,
     Execution,
@@ -78,7 +79,7 @@ def export(dtype: str = "float32", **changes: Any) -> ExportPhase:
         "gguf_type": "f32",
         "verify_dataset": "tasks",
         "verify_prompts": 4,
-        "tolerance_logits": 1e-4,
+        "tolerances": USUAL_TOLERANCES,
     }
     return ExportPhase(**(settings | changes))
 
@@ -205,7 +206,9 @@ def test_export_writes_every_format_and_measures_it(source: Path, tmp_path: Path
     assert outcome.metrics["hf_max_abs"] <= 1e-4
     assert outcome.metrics["gguf_ok"] == 1
     if dtype == "bfloat16":
-        assert rows["merged bfloat16 / merged"]["max_abs"] > 1e-3
+        rounded = rows["merged bfloat16 / merged"]
+        assert rounded["status"] == "agrees" and rounded["max_abs"] > 1e-3
+        assert rounded["left_perplexity"] == pytest.approx(rounded["right_perplexity"], rel=0.05)
     assert sorted(path.name for path in exports.parent.iterdir()) == ["exports"]
     kept = export_phase.run(context(source, tmp_path, phase), phase)
     assert sum("kept" in note for note in kept.notes) == 3
@@ -225,9 +228,26 @@ def test_export_is_verified_in_llama_cpp(source: Path, tmp_path: Path) -> None:
 
 
 def test_a_merge_beyond_the_tolerance_is_a_fault_with_its_numbers(source: Path, tmp_path: Path) -> None:
-    phase = export(tolerance_logits=1e-12)
-    with pytest.raises(PhaseFault, match=r"engine / merged differ by .* the limit is 1e-12"):
+    phase = export(tolerances=USUAL_TOLERANCES.model_copy(update={"merged_logits": 1e-12}))
+    with pytest.raises(PhaseFault, match=r"engine / merged: logits differ by .* the limit is 1e-12"):
         export_phase.run(context(source, tmp_path, phase), phase)
+
+
+def test_rounding_beyond_its_tolerance_is_a_fault(source: Path, tmp_path: Path) -> None:
+    phase = export("bfloat16", tolerances=USUAL_TOLERANCES.model_copy(update={"rounded_kl": 1e-12}))
+    with pytest.raises(PhaseFault, match=r"merged bfloat16 / merged: the KL is .* the limit is 1e-12"):
+        export_phase.run(context(source, tmp_path, phase), phase)
+
+
+def test_mxfp4_alone_is_compared_and_its_limits_are_the_recipes(source: Path, tmp_path: Path) -> None:
+    for least, ok in ((0.0, 1.0), (1.0, 0.0)):
+        tolerances = USUAL_TOLERANCES.model_copy(update={"mxfp4_share": least, "mxfp4_agreement": least})
+        phase = export("bfloat16", formats=("mxfp4",), tolerances=tolerances)
+        outcome = export_phase.run(context(source, tmp_path, phase), phase)
+        assert outcome.metrics["mxfp4_ok"] == ok
+        row = outcome.details["verification"][-1]
+        assert row["pair"] == "MXFP4 / merged" and row["left_perplexity"] > 1
+        assert any("export hf in bfloat16, or base + adapter" in note for note in outcome.notes) is (ok == 0)
 
 
 def test_a_gguf_that_cannot_be_written_is_a_note(source: Path, tmp_path: Path) -> None:
@@ -239,6 +259,7 @@ def test_a_gguf_that_cannot_be_written_is_a_note(source: Path, tmp_path: Path) -
     outcome = export_phase.run(context(other, tmp_path / "run", phase), phase)
     assert outcome.metrics["gguf_ok"] == 0
     assert any("layer_types" in note for note in outcome.notes)
+    assert outcome.details["unfinished"] == ["gguf"]
     assert [path.name for path in outcome.outputs] == ["adapter", "hf"]
 
 

@@ -9,7 +9,15 @@ from posttrain.errors import MachineError
 from posttrain.export.gguf import write_gguf
 from posttrain.export.llama import ask_llama
 from posttrain.export.merge import apply_merge, plan_merge
-from posttrain.export.verify import compare, first_difference, verify_folder, verify_gguf
+from posttrain.export.verify import (
+    Comparison,
+    compare,
+    first_difference,
+    stock_logits,
+    verify_folder,
+    verify_gguf,
+)
+from posttrain.recipe.types import USUAL_TOLERANCES
 from tests.export.test_gguf import needs_llama
 from tests.export.toys import toy_adapter, toy_base
 
@@ -38,15 +46,23 @@ def merged(base: Path, adapter: Path | None, target: Path, dtype: torch.dtype = 
 def test_numbers_of_a_comparison_by_hand() -> None:
     left = [torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3), 0.0]])]
     right = [torch.tensor([[0.0, 0.5]]), torch.tensor([[math.log(3), 0.0]])]
-    result = compare("a / b", left, right, 0.4)
+    result = compare("a / b", left, right, [[0], [0]], 0.4)
     # KL of (1/2, 1/2) to softmax(0, 1/2), halved: the second position adds nothing.
     share = 1 / (1 + math.exp(0.5))
     kl = 0.5 * math.log(0.5 / share) + 0.5 * math.log(0.5 / (1 - share))
     assert (result.max_abs, result.mean_abs, result.greedy_agreement) == (0.5, 0.125, 0.5)
     assert result.kl == pytest.approx(kl / 2)
     assert result.status == "differs"
-    assert compare("a / b", left, right, 0.5).status == "agrees"
-    assert compare("a / b", left, [right[0] * math.nan, right[1]], 1e9).status == "differs"
+    assert compare("a / b", left, right, [[0], [0]], 0.5).status == "agrees"
+    assert compare("a / b", left, [right[0] * math.nan, right[1]], [[0], [0]], 1e9).status == "differs"
+
+
+def test_perplexity_by_hand() -> None:
+    """Of the prompt 2 0 1 the model foretells 0 with 1/2 and 1 with 1/8: the geometric mean is 1/4."""
+    logits_TV = torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.125, 0.375], [1.0, 1.0, 1.0]]).log()
+    row = compare("a / b", [logits_TV], [torch.zeros(3, 3)], [[2, 0, 1]])
+    assert row.left_perplexity == pytest.approx(4)
+    assert row.right_perplexity == pytest.approx(3)
 
 
 def test_engine_peft_and_merged_folder_agree(base: Path, adapter: Path, tmp_path: Path) -> None:
@@ -80,12 +96,16 @@ def test_gguf_agrees_with_its_folder_and_not_with_another(base: Path, adapter: P
     tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
     texts = {text: tokenizer.encode(text).ids for text in ("run the tests, then 123456", "city's  \n name")}
     stop = frozenset({tokenizer.token_to_id("<|return|>")})
-    asked = (prompts(4), 8, stop)
-    result = verify_gguf(tmp_path / "toy.gguf", gguf_type, folder, *asked, texts, 1)
+    exact = stock_logits(folder, None, prompts(4), torch.float64)
+
+    def judged(of: Path, texts: dict[str, list[int]]) -> Comparison:
+        return verify_gguf(tmp_path / "toy.gguf", gguf_type, of, prompts(4), 8, stop, texts, 1, USUAL_TOLERANCES, exact)
+
+    result = judged(folder, texts)
     assert result.status == "agrees", result.reason
-    assert verify_gguf(tmp_path / "toy.gguf", gguf_type, base, *asked, {}, 1).status == "differs"
-    wrong = {"run the tests": [1, 2]}
-    assert verify_gguf(tmp_path / "toy.gguf", gguf_type, folder, *asked, wrong, 1).status == "differs"
+    assert result.left_perplexity == pytest.approx(result.right_perplexity, rel=1e-4 if gguf_type == "f32" else 0.05)
+    assert judged(base, {}).status == "differs"
+    assert judged(folder, {"run the tests": [1, 2]}).status == "differs"
 
 
 def test_without_llama_cpp_the_file_is_unverified_not_failed(
@@ -96,5 +116,5 @@ def test_without_llama_cpp_the_file_is_unverified_not_failed(
     monkeypatch.setenv("POSTTRAIN_NODE_TOOLS", str(tmp_path / "nowhere"))
     with pytest.raises(MachineError, match="not asked"):
         ask_llama(tmp_path / "toy.gguf", [[1]], 1, [])
-    result = verify_gguf(tmp_path / "toy.gguf", "f32", base, [[1]], 1, frozenset(), {}, 1)
+    result = verify_gguf(tmp_path / "toy.gguf", "f32", base, [[1]], 1, frozenset(), {}, 1, USUAL_TOLERANCES, [])
     assert (result.status, result.greedy_agreement) == ("unverified", None)

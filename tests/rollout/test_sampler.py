@@ -204,6 +204,17 @@ def test_an_episode_without_an_answer_is_lost_and_says_where(toy, prompts):
             sampler.sample(prompts[:1], [0], GREEDY)
 
 
+def test_a_group_that_lost_a_member_is_trained_on_the_others(toy, prompts):
+    model, none = load_model(toy), np.empty(0, np.int64)
+    members = [np.array([5, 6, 7]), none, np.array([8])]
+    masks = [np.ones(len(ids), bool) for ids in members]
+    whole = pack([Item(np.array(prompts[0]), tuple(members), tuple(masks))], 0)
+    rest = pack([Item(np.array(prompts[0]), (members[0], members[2]), (masks[0], masks[2]))], 0)
+    assert whole.sequence_N.tolist() == [0, 0, 0, 2] and rest.sequence_N.tolist() == [0, 0, 0, 1]
+    with torch.no_grad():
+        assert torch.equal(batch_logprobs(model, whole, "float32"), batch_logprobs(model, rest, "float32"))
+
+
 def test_a_server_that_does_not_answer_in_time_is_named(toy, prompts):
     with serve(toy) as server:
         sampler = RemoteSampler(server.url, STOPS, first_wait_s=0.01, timeout_s=0.2)

@@ -86,6 +86,8 @@ def test_only_a_marked_number_is_gsm8ks_answer() -> None:
         ("```\ndef f(x) return 4\n```", 0, (1, 0, 0)),
         ("```\nimport sys\nsys.exit(0)\n```", 0, (1, 1, 0)),
         ("I cannot.", 0, (0, 0, 0)),
+        ("```python\n```", 0, (0, 0, 0)),
+        ("", 0, (0, 0, 0)),
     ],
 )
 def test_a_program_is_right_where_every_test_passes(said: str, value: float, parts: tuple[float, ...]) -> None:

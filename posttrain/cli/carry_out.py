@@ -1,13 +1,34 @@
 """What `run` and `resume` share: carrying a run out and summing it up."""
 
+import click
+
 from posttrain.cli.screen import TerminalScreen, table_console
-from posttrain.errors import GateFailed, PhaseFault, Stopped
+from posttrain.errors import GateFailed, PhaseFault, PosttrainError, Stopped
+from posttrain.host.notify import Message, send
 from posttrain.pipeline.curriculum import Request, carry_out
 from posttrain.report.summary import summary_rows
 from posttrain.run.folder import RunFolder, shortest
 
 
-def carry_out_and_summarise(run: RunFolder, request: Request) -> None:
+def carry_out_and_summarise(run: RunFolder, request: Request, notify: str | None) -> None:
+    """Carry the run out and tell whoever wants to know how it ended, by `notify`."""
+    try:
+        worked = _carry_out_and_summarise(run, request)
+    except PosttrainError as error:
+        outcome = {GateFailed: "gate_failed", Stopped: "stopped"}.get(type(error), "failed")
+        _tell(notify, Message(run.path.name, outcome, error.exit_code, str(error)))
+        raise
+    if worked:
+        _tell(notify, Message(run.path.name, "completed", 0, f"The report is {run.path / 'report.html'}."))
+
+
+def _tell(notify: str | None, message: Message) -> None:
+    fault = send(notify, message) if notify else None
+    if fault:
+        click.echo(f"warning: no message was sent: {fault}", err=True)
+
+
+def _carry_out_and_summarise(run: RunFolder, request: Request) -> bool:
     """Carry the run out; the summary also follows a gate or a fault, which then decide the exit code."""
     screen = TerminalScreen()
     try:
@@ -24,6 +45,7 @@ def carry_out_and_summarise(run: RunFolder, request: Request) -> None:
         print(f"run {run.path.name}: nothing left to do")
     print_summary(run)
     print_next_steps(run)
+    return worked
 
 
 def print_summary(run: RunFolder) -> None:

@@ -12,6 +12,10 @@ from posttrain.errors import MachineError, PosttrainError, Stopped
 COMMANDS = {
     "run": ("Start a recipe's run, or continue it.", "posttrain.cli.run_command:run"),
     "resume": ("Continue a run from its stored recipe.", "posttrain.cli.resume:resume"),
+    "start": ("The same in a session that outlives the shell.", "posttrain.cli.start:start"),
+    "attach": ("Attach to a run that was started detached.", "posttrain.cli.attach:attach"),
+    "stop": ("Stop a run; it can be continued.", "posttrain.cli.stop:stop"),
+    "doctor": ("Check this machine, and what a recipe needs of it.", "posttrain.cli.doctor:doctor"),
     "plan": ("Show what would run, and what it needs.", "posttrain.cli.plan:plan"),
     "status": ("Show where a run stands.", "posttrain.cli.status:status"),
     "logs": ("Print the log of a run's last attempt.", "posttrain.cli.logs:logs"),
@@ -54,7 +58,12 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (text, _) in COMMANDS.items()])
 
     def invoke(self, context: click.Context) -> Any:
+        from posttrain.host.environment import prepare
+
         try:
+            prepared = context.obj = prepare()
+            if prepared.problem:
+                click.echo(f"warning: {prepared.problem}; they stay where they were", err=True)
             return super().invoke(context)
         except PosttrainError as error:
             sys.stdout.flush()

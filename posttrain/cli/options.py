@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
+from pydantic import ValidationError
 
 from posttrain.errors import InputError, RunFolderError
 from posttrain.recipe.flags import Flag, FlagValue
 from posttrain.recipe.spelling import did_you_mean
-from posttrain.recipe.types import Execution
+from posttrain.recipe.types import Execution, Recipe
 from posttrain.run.folder import DEFAULT_RUNS_DIR, RunFolder
 
 
@@ -36,22 +38,45 @@ def decide_options() -> list[click.Parameter]:
     ]
 
 
+def attempt_options() -> list[click.Parameter]:
+    """What concerns this attempt alone and is recorded nowhere."""
+    return [
+        click.Option(["--skip-data"], is_flag=True, help="Use prepared data only; fail where there is none."),
+        click.Option(
+            ["--notify"],
+            envvar="POSTTRAIN_NOTIFY",
+            metavar="URL|COMMAND",
+            help="Where a message goes when the run ends: a webhook, or a command that reads JSON.",
+        ),
+    ]
+
+
 def execution_options() -> list[click.Parameter]:
     """One option per field of `Execution`, with the field's own documentation."""
     options: list[click.Parameter] = []
     for name, field in Execution.model_fields.items():
-        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-        text = str in get_args(field.annotation)
         options.append(
             click.Option(
                 [f"--{name.replace('_', '-')}", name],
-                type=click.Choice([str(one) for one in choices]) if choices else str if text else int,
+                type=_option_type(field.annotation),
                 default=field.default,
                 show_default=True,
                 help=field.description or "",
             )
         )
     return options
+
+
+def _option_type(annotation: Any) -> Any:
+    """A choice for a Literal; else str or int, also where the field may be null."""
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return click.Choice([str(one) for one in get_args(annotation)])
+    if origin in (Union, UnionType):
+        return _option_type(next(part for part in get_args(annotation) if part is not NoneType))
+    if origin is Annotated:
+        return _option_type(get_args(annotation)[0])
+    return annotation
 
 
 def flag_options(flags: list[Flag]) -> list[click.Parameter]:
@@ -83,16 +108,28 @@ def flag_values(flags: list[Flag], given: Mapping[str, Any]) -> dict[str, FlagVa
     return values
 
 
-def execution_from(given: Mapping[str, Any]) -> Execution:
+def execution_from(given: Mapping[str, Any], recipe: Recipe | None = None) -> Execution:
+    """The execution options; where one was not given, the recipe's suggestion."""
     fields = {name: given[name] for name in Execution.model_fields}
-    wrong = [f"--{name.replace('_', '-')} {value}" for name, value in fields.items() if value == 0 or _negative(value)]
+    suggested = recipe.suggested.model_dump(exclude={"micro_batch_tokens"}) if recipe else {}
+    source = click.get_current_context().get_parameter_source
+    for name, value in suggested.items():
+        if value is not None and source(name) is click.core.ParameterSource.DEFAULT:
+            fields[name] = value
+    wrong = [f"--{name.replace('_', '-')} {value}" for name, value in fields.items() if _below_one(value)]
     if wrong:
         raise InputError(f"{', '.join(wrong)}: must be at least 1")
-    return Execution(**fields)
+    try:
+        return Execution(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        message = f"--{option} {first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        raise InputError(message) from error
 
 
-def _negative(value: Any) -> bool:
-    return isinstance(value, int) and value < 0
+def _below_one(value: Any) -> bool:
+    return isinstance(value, int) and value < 1
 
 
 def accept_pairs(given: tuple[str, ...]) -> tuple[tuple[str, str], ...]:

@@ -13,6 +13,7 @@ from posttrain.recipe.load import FoundRecipe, shipped_names
 from posttrain.recipe.spelling import did_you_mean
 from posttrain.recipe.types import (
     Batch,
+    Epochs,
     EvaluatePhase,
     Execution,
     ExportPhase,
@@ -25,9 +26,13 @@ from posttrain.recipe.types import (
     RowBatch,
     SampleBatch,
     SftPhase,
+    Skipped,
+    Steps,
 )
 from posttrain.run import recipe_file
 from posttrain.run.folder import RunFolder, shortest
+
+MEMORY_PARTS = ("process", "weights", "adapters", "optimizer", "activations", "cache")
 
 
 class PlanGroup(RecipeGroup):
@@ -39,7 +44,7 @@ class PlanGroup(RecipeGroup):
     def command_for(self, found: FoundRecipe, source: str) -> click.Command:
         def show(**given: Any) -> None:
             run, recipe = chosen_run(found, given)
-            print_plan(run, recipe, execution_from(given))
+            print_plan(run, recipe, execution_from(given, recipe))
 
         options = [*run_options(found), *execution_options()]
         return click.Command(found.name, callback=show, params=options, help=found.function.__doc__)
@@ -51,7 +56,8 @@ def _plan_of_run(name: str) -> click.Command:
         if not run.recipe.is_file():
             known = [*shipped_names(), *run_names(run.path.parent)]
             raise RunFolderError(f"there is no recipe and no run {name!r}{did_you_mean(name, known)}; {_known(known)}")
-        print_plan(run, recipe_file.load(run.recipe), execution_from(given))
+        recipe = recipe_file.load(run.recipe)
+        print_plan(run, recipe, execution_from(given, recipe))
 
     return click.Command(name, callback=show, params=[runs_dir_option(), *execution_options()])
 
@@ -73,12 +79,31 @@ def print_plan(run: RunFolder, recipe: Recipe, execution: Execution) -> None:
     print(f"base    {planned.base}")
     print(f"run     {shortest(run.path)}{'' if run.recipe.exists() else ' (new)'}")
     _print_phases(planned)
-    disk = f"disk: about {_size(planned.disk_bytes)} more, {_size(planned.free_bytes)} free"
-    memory = f"memory: about {_size(planned.memory_bytes)} of {_size(planned.machine_bytes)} for weights and optimizer"
-    print(f"{disk}; {memory}, activations not measured")
+    _print_parts(planned)
+    where = "GPU memory" if planned.device == "cuda" else "memory"
+    print(f"disk: about {_size(planned.disk_bytes)} more, {_size(planned.free_bytes)} free")
+    print(f"{where}: about {_size(planned.memory_bytes)} at the peak, {_size(planned.machine_bytes)} there")
     print(f"time: {_time(planned.seconds, planned.unmeasured)}")
-    if planned.disk_bytes > planned.free_bytes:
-        print(f"WARNING: {_size(planned.disk_bytes - planned.free_bytes)} of disk are missing")
+    if planned.unknown:
+        print(f"not counted, since nothing of them is on this machine yet: {', '.join(planned.unknown)}")
+    for shortage in planned.shortages:
+        print(f"WARNING: {shortage.what}: {shortage.said}. Change: {shortage.field}")
+
+
+def _print_parts(planned: Plan) -> None:
+    """Memory by part and disk by artefact, of every phase that is still to do."""
+    from rich.table import Table
+
+    table = Table(title="what it needs", title_justify="left")
+    for heading in ("phase", *MEMORY_PARTS, "memory", "disk by artefact"):
+        table.add_column(heading, overflow="fold")
+    for row in planned.to_do:
+        need = row.needs.memory
+        parts = ["" if need is None else _size(getattr(need, part)) for part in (*MEMORY_PARTS, "total")]
+        disk = ", ".join(f"{name} {_size(count)}" for name, count in row.needs.disk.items() if count)
+        table.add_row(row.phase.name, *parts, disk)
+    with table_console() as console:
+        console.print(table, markup=False, highlight=False)
 
 
 def _print_phases(planned: Plan) -> None:
@@ -96,7 +121,7 @@ def _print_phases(planned: Plan) -> None:
             row.will,
             row.reason,
             _size(need.disk_bytes),
-            "" if need.memory_bytes is None else _size(need.memory_bytes),
+            "" if need.memory is None else _size(need.memory.total),
             "" if row.will == "skip" else "not measured" if need.seconds is None else duration(need.seconds),
         )
     with table_console() as console:
@@ -111,18 +136,27 @@ def _batch(batch: Batch) -> str:
             return f"{batch.rows} rows of {batch.row_tokens} tokens"
 
 
+def _steps(steps: Steps) -> str:
+    match steps:
+        case Epochs(epochs=count):
+            return f"{count} epoch{'s' if count > 1 else ''} in steps of"
+        case Skipped(reason=reason):
+            return f"skipped ({reason}):"
+    return f"{steps} steps of"
+
+
 def describe(phase: Phase) -> str:
     """The phase in a few words."""
     match phase:
         case PreparePhase():
             return ", ".join(dataset.name for dataset in phase.datasets)
         case SftPhase():
-            return f"{phase.model} on {phase.dataset}, {phase.steps} steps of {_batch(phase.batch)}"
+            return f"{phase.model} on {phase.dataset}, {_steps(phase.steps)} {_batch(phase.batch)}"
         case PreferencePhase():
-            return f"{phase.model} on {phase.dataset}, {phase.steps} steps of {phase.pairs_per_step} pairs"
+            return f"{phase.model} on {phase.dataset}, {_steps(phase.steps)} {phase.pairs_per_step} pairs"
         case GrpoPhase():
             groups = f"{phase.groups_per_step} groups of {phase.group_size}"
-            return f"{phase.model} on {phase.dataset}, {phase.steps} steps of {groups}"
+            return f"{phase.model} on {phase.dataset}, {_steps(phase.steps)} {groups}"
         case MergePhase():
             return f"{phase.model} to {phase.dtype}"
         case EvaluatePhase():

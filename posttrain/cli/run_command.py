@@ -7,6 +7,7 @@ import click
 
 from posttrain.cli.options import (
     accept_pairs,
+    attempt_options,
     decide_options,
     execution_from,
     execution_options,
@@ -50,10 +51,11 @@ class RunGroup(RecipeGroup):
             from posttrain.pipeline.curriculum import Request
 
             accept = accept_pairs(given["accept"])
-            request = Request(recipe, source, execution_from(given), given["redo_from"], accept)
-            carry_out_and_summarise(run, request)
+            execution, redo_from = execution_from(given, recipe), given["redo_from"]
+            request = Request(recipe, source, execution, redo_from, accept, prepared_only=given["skip_data"])
+            carry_out_and_summarise(run, request, given["notify"])
 
-        options = [*run_options(found), *decide_options(), *execution_options()]
+        options = [*run_options(found), *decide_options(), *attempt_options(), *execution_options()]
         return click.Command(found.name, callback=start, params=options, help=found.function.__doc__)
 
 

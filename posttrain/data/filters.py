@@ -1,10 +1,12 @@
 """Filters of a recipe on a record."""
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from posttrain.recipe.types import Filter, OneOf, TextLength
+from posttrain.recipe.types import Filter, OneOf, Part, TextLength
 
 
 def passes(record: Mapping[str, Any], filters: Sequence[Filter]) -> bool:
@@ -20,6 +22,9 @@ def _holds(one: Filter, record: Mapping[str, Any]) -> bool:
         value = column(record, one.column)
         most = math.inf if one.at_most is None else one.at_most
         return isinstance(value, str) and one.at_least <= len(value) <= most
+    if isinstance(one, Part):
+        value = column(record, one.column)
+        return value is not None and part_of(value, one.of) in one.keep
     first, second = column(record, one.first), column(record, one.second)
     if not isinstance(first, str) or not isinstance(second, str):
         return False
@@ -34,3 +39,9 @@ def column(record: Mapping[str, Any], path: str) -> Any:
     for name in path.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
     return value
+
+
+def part_of(value: Any, parts: int) -> int:
+    """In which of so many equal parts a value falls."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") % parts

@@ -25,6 +25,10 @@ class Samples:
             epoch += 1
         return numbers[first : first + per_step]
 
+    def __len__(self) -> int:
+        """Samples in an epoch."""
+        return len(self._mixture)
+
     def _order(self, epoch: int) -> np.ndarray:
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = epoch, self._mixture.epoch(epoch)

@@ -125,7 +125,8 @@ def _write(
     repeated = writer.repeated_ids()
     if repeated:
         raise DataError(_name_repeated(dataset, repeated))
-    if not writer.num_rows:
+    # Whoever lets every source be missing lets the dataset be empty.
+    if not writer.num_rows and writer.counts["unavailable"] < len(dataset.sources):
         raise DataError(
             f"dataset {dataset.name}: none of its rows is left ({dict(writer.counts)}); raise max_tokens "
             f"above {dataset.max_tokens}, or check its rows"

@@ -1,6 +1,5 @@
 """The device a model is on, and what has to be arranged before anything is put there."""
 
-import resource
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ from posttrain.engine import fusing
 from posttrain.engine.forward import device_of
 from posttrain.engine.fusing import fused
 from posttrain.errors import InputError, MachineError
+from posttrain.host import machine
 from posttrain.recipe.types import Execution, Precision
 
 
@@ -40,12 +40,12 @@ def prepare_device(execution: Execution, precision: Precision) -> torch.device:
 
 
 def take_peak_memory(device: torch.device) -> int:
-    """Bytes: of a GPU's memory at most since the last call, of a process's memory at most since its start."""
+    """Bytes: of a GPU's memory at most since the last call, of the process's memory at most in its phase."""
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         return peak
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return machine.peak_bytes()
 
 
 _ROTARY_FUSED: set[str] = set()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.errors import MachineError, PhaseFault
+from posttrain.run.redaction import without_secrets
 
 SCRIPT = Path(__file__).with_name("llama_greedy.mjs")
 ENTRY = Path("node_modules/node-llama-cpp/dist/index.js")
@@ -69,7 +70,14 @@ def ask_llama(
     }
     command = ["node", str(SCRIPT)]
     try:
-        done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, timeout=TIMEOUT_S)
+        done = subprocess.run(
+            command,
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            env=without_secrets(),
+        )
     except subprocess.TimeoutExpired as error:
         raise PhaseFault(f"llama.cpp did not answer about {model} within {TIMEOUT_S} s") from error
     if done.returncode != 0:

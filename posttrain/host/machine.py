@@ -1,12 +1,18 @@
 """Facts about this machine, read without starting any framework."""
 
+import contextlib
 import ctypes
 import os
 import platform
+import resource
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from posttrain.errors import MachineError
+from posttrain.run.redaction import without_secrets
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt (malloc.h)."""
@@ -37,17 +43,50 @@ def available_bytes() -> int:
     return memory_bytes()
 
 
-def gpu_names() -> list[str]:
-    """Names of the NVIDIA GPUs that the driver lists; empty without one."""
+@dataclass(frozen=True)
+class Gpu:
+    name: str
+    memory_bytes: int
+    free_bytes: int
+    driver: str
+    capability: str
+    """As `9.0`."""
+
+
+def gpus() -> list[Gpu]:
+    """The NVIDIA GPUs that the driver lists, in its order; empty without one."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
-    query = [program, "--query-gpu=name", "--format=csv,noheader"]
+    asked = "name,memory.total,memory.free,driver_version,compute_cap"
+    query = [program, f"--query-gpu={asked}", "--format=csv,noheader,nounits"]
     try:
-        listed = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True, env=without_secrets())
     except (OSError, subprocess.SubprocessError):
         return []
-    return [line.strip() for line in listed.splitlines() if line.strip()]
+    return [_gpu(line) for line in done.stdout.splitlines() if line.count(",") >= asked.count(",")]
+
+
+def _gpu(line: str) -> Gpu:
+    """A line of the query; the driver writes memory in MiB, and `[N/A]` for what it does not know."""
+    name, total, free, driver, capability = (part.strip() for part in line.rsplit(",", 4))
+    total, free = (text if text.isdigit() else "0" for text in (total, free))
+    return Gpu(name, int(total) * 2**20, int(free) * 2**20, driver, capability)
+
+
+def show_gpus(ranks: str) -> None:
+    """Let the GPUs with these numbers alone be seen, of those that could be seen so far; before torch is imported.
+
+    MachineError where there is no GPU of such a number.
+    """
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    everything = list(map(str, range(len(gpus()))))
+    seen = everything if before is None else [one.strip() for one in before.split(",") if one.strip()]
+    wanted = list(map(int, ranks.split(",")))
+    if missing := [rank for rank in wanted if rank >= len(seen)]:
+        there = f"GPUs {', '.join(map(str, range(len(seen))))}" if seen else "no GPU"
+        raise MachineError(f"--gpu-ranks {ranks}: there is no GPU {missing[0]}; this machine has {there}")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(seen[rank] for rank in wanted)
 
 
 def free_bytes(folder: Path) -> int:
@@ -57,6 +96,30 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def forget_peak() -> None:
+    """Give back what is free, and begin to measure the process's peak anew, where the kernel lets it be."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """The most memory that the process has held since the last `forget_peak`."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on the host or on a device; known by name, so that no framework is imported."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
+
+
 def facts() -> dict[str, Any]:
     """What a run's manifest records about the hardware; no host name and no paths."""
     return {
@@ -64,7 +127,7 @@ def facts() -> dict[str, Any]:
         "cpu": cpu_model(),
         "cpu_count": os.cpu_count(),
         "memory_bytes": memory_bytes(),
-        "gpus": gpu_names(),
+        "gpus": [gpu.name for gpu in gpus()],
     }
 
 

@@ -14,6 +14,7 @@ from itertools import chain, islice
 from typing import Any, TypeVar
 
 from posttrain.errors import MachineError
+from posttrain.run.redaction import without_secrets
 
 Job = TypeVar("Job")
 Made = TypeVar("Made")
@@ -64,6 +65,8 @@ def _start_worker(parent: int, function: Callable[..., object]) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+    for name in os.environ.keys() - without_secrets().keys():
+        del os.environ[name]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # Another thread may have held a stream's lock at the fork, and a lock file would stay locked.

@@ -1,6 +1,7 @@
 """What a phase is given and what it hands back. No torch here: the pipeline reads this file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,9 @@ from pydantic import BaseModel, ConfigDict
 from posttrain.recipe.types import Execution, Phase, PreparePhase, Recipe
 from posttrain.run.folder import PhaseFolder, RunFolder
 from posttrain.run.journal import Journal
+
+MICRO_BATCH_TOKENS = 8192
+"""Where neither the execution nor the recipe says."""
 
 
 class ModelState(BaseModel):
@@ -52,6 +56,27 @@ class PhaseContext:
     """Polled between steps: save, then raise `Stopped`."""
     say: Callable[[str], None]
     """One line to the terminal and the attempt's log."""
+    interruptible: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Within, a request to stop raises `Stopped` at once: for work that leaves nothing half-done when broken off."""
+    track: Callable[[str, int, Mapping[str, Any]], None] = lambda phase, step, row: None
+    """track(phase, step, the step's row of metrics)."""
+    prepared_only: bool = False
+    """Datasets that are not prepared yet are not made."""
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Tokens of one pass of this phase: what the execution says, else what the recipe suggests, else a default.
+
+        Smaller where memory ran out in an earlier attempt at the same phase.
+        """
+        suggested = self.recipe.suggested.micro_batch_tokens.get(self.folder.path.name)
+        asked = self.execution.micro_batch_tokens or suggested or MICRO_BATCH_TOKENS
+        ran_out = [
+            event["then"]
+            for event in self.journal.read()
+            if event["event"] == "out_of_memory" and event["fingerprint"] == self.fingerprint
+        ]
+        return min([asked, *ran_out])
 
     def base_folder(self, state: ModelState) -> Path:
         return self.run.model_folder(state.base)
@@ -81,6 +106,13 @@ class PhaseOutcome:
     details: dict[str, Any] = field(default_factory=dict)
     """Kind-specific facts for the report (export tables, chosen candidate, dataset digests). What `unfinished` names
     failed without failing the run: the phase is carried out again by the next attempt."""
+    skipped: bool = False
+    """Nothing was done, so that there is nothing for the gates to judge."""
+
+
+def handed_on(state: ModelState, reason: str) -> PhaseOutcome:
+    """The outcome of a training phase that is skipped: the model state it was given."""
+    return PhaseOutcome((), {}, {}, state, notes=(f"skipped: {reason}",), skipped=True)
 
 
 PhaseFunction = Callable[[PhaseContext, Phase], PhaseOutcome]

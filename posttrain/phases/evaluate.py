@@ -44,11 +44,12 @@ def run(context: PhaseContext, phase: EvaluatePhase) -> PhaseOutcome:
         show_weights(sampler, context, model, 0)
         for name in phase.datasets:
             shard = Shard(context.dataset_folder(name))
-            if shard.content == "pairs":
-                answers += answer_pairs(context, phase, model, render, name, shard)
-            else:
-                tasks = [shard.row(number) for number in range(shard.num_rows)]
-                answers += answer_tasks(sampler, render, phase, name, tasks, context.recipe.seed, context.progress)
+            with context.interruptible():
+                if shard.content == "pairs":
+                    answers += answer_pairs(context, phase, model, render, name, shard)
+                else:
+                    tasks = [shard.row(number) for number in range(shard.num_rows)]
+                    answers += answer_tasks(sampler, render, phase, name, tasks, context.recipe.seed, context.progress)
             faults.reach("evaluate.dataset_done")
     write_atomic(context.folder.answers, b"".join(as_line(answer) for answer in answers))
     return PhaseOutcome((context.folder.answers,), means(answers), counts(answers))
@@ -142,7 +143,7 @@ def answer_pairs(
     context: PhaseContext, phase: EvaluatePhase, model: PreTrainedModel, render: Renderer, name: str, shard: Shard
 ) -> list[dict[str, Any]]:
     items = [pair_item(shard, number) for number in range(shard.num_rows)]
-    margin_P = margins(model, items, phase.precision, context.execution.micro_batch_tokens).tolist()
+    margin_P = margins(model, items, phase.precision, context.micro_batch_tokens).tolist()
     return [
         {
             "id": shard.row(number)["id"],

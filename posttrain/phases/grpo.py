@@ -16,13 +16,13 @@ from posttrain.engine.model import trainable
 from posttrain.engine.objectives import Rollouts, group_advantages, policy_denominator, policy_sum, truncated_weights
 from posttrain.engine.packing import Item, MicroBatch
 from posttrain.engine.reference import Reference
-from posttrain.engine.step import StepReport, train_step
-from posttrain.errors import PhaseFault
-from posttrain.phases.context import PhaseContext, PhaseOutcome
+from posttrain.engine.step import StepReport
+from posttrain.errors import PhaseFault, Stopped
+from posttrain.phases.context import PhaseContext, PhaseOutcome, handed_on
 from posttrain.phases.finish import save_state
 from posttrain.phases.groups import DUPLICATE, TOO_SHORT, TRUNCATED, Curriculum, Group, chosen, mask, spread
 from posttrain.phases.held_out import task_metrics
-from posttrain.phases.loop import TrainingLoop, load_trainable
+from posttrain.phases.loop import TrainingLoop, load_trainable, num_steps
 from posttrain.phases.sampling import sampler_for, show_weights
 from posttrain.recipe.types import DrGrpo, GrpoPhase
 from posttrain.rollout.episodes import Ended, Episode, run_episodes, seed_of, trimmed
@@ -33,13 +33,17 @@ from posttrain.run.journal import append_lines, read_lines
 
 def run(context: PhaseContext, phase: GrpoPhase) -> PhaseOutcome:
     tasks = Shard(context.dataset_folder(phase.dataset))
+    if not tasks.num_rows:
+        return handed_on(context.states[phase.model], f"dataset {phase.dataset} has no tasks")
+    order = Samples(tasks.mixture(context.recipe.seed))
     model = load_trainable(context, phase)
     tokenizer = Tokenizer.load(context.base_folder(context.states[phase.model]))
     render = renderer(context.recipe.chat, tokenizer)
     # Before a checkpoint is restored: this is the phase's input state.
     reference = Reference(trainable(model)) if phase.kl_weight else None
+    steps = num_steps(phase.steps, lambda epoch: len(order), phase.groups_per_step)
     held_out = task_metrics(context, phase, phase.held_out, model) if phase.held_out else None
-    loop = TrainingLoop(context, phase, model, held_out)
+    loop = TrainingLoop(context, phase, steps, model, held_out)
     written = episodes_on_disk(context, phase)
     curriculum = curriculum_of(context, phase, tasks, render)
 
@@ -48,7 +52,12 @@ def run(context: PhaseContext, phase: GrpoPhase) -> PhaseOutcome:
             episodes = written.get(step)
             if episodes is None:
                 show_weights(sampler, context, model, step)
-                episodes = roll_out(context, phase, step, sampler, render, tasks, curriculum)
+                try:
+                    with context.interruptible():
+                        episodes = roll_out(context, phase, step, sampler, render, tasks, curriculum)
+                except Stopped:
+                    # Nothing of a rollout is kept: the same seeds give the same one again.
+                    loop.stop()
                 append_lines(context.folder.samples, episodes, sync=True)
                 faults.reach("grpo.episodes_written")
             groups = in_groups(phase, episodes)
@@ -177,7 +186,7 @@ def update(
         [torch.tensor(episode["logprobs"])[trained(episode, diverges)] for number in live for episode in groups[number]]
     )
     counted = [episode for group in groups for episode in group if diverges or episode["score"] is not None]
-    plan = phase.precision, context.execution.micro_batch_tokens, phase.sampling.temperature
+    plan = phase.precision, loop.micro_batch_tokens, phase.sampling.temperature
     old_N, weight_N, reference_N = sampler_N, None, None
     if phase.sampler_ratio_cap is not None:
         old_N, _ = token_logprobs(loop.model, items, *plan)
@@ -201,24 +210,13 @@ def update(
         return total, {"drift": (logprob_N.detach() - sampler_N[here]).abs().sum().item()}
 
     for _ in range(phase.updates_per_rollout):
-        report = train_step(
-            loop.model,
-            loop.optimizer,
-            items,
-            loss_sum,
-            denominator=policy_denominator(
-                phase.objective,
-                len(counted),
-                phase.sampling.max_new_tokens * phase.sampling.max_turns,
-                sum(sum(episode["sampled"]) for episode in counted),
-            ),
-            learning_rate=loop.learning_rate(step),
-            clip_norm=phase.optimizer.clip_norm,
-            precision=phase.precision,
-            micro_batch_tokens=context.execution.micro_batch_tokens,
-            step=step,
-            temperature=phase.sampling.temperature,
+        denominator = policy_denominator(
+            phase.objective,
+            len(counted),
+            phase.sampling.max_new_tokens * phase.sampling.max_turns,
+            sum(sum(episode["sampled"]) for episode in counted),
         )
+        report = loop.train(items, loss_sum, denominator, step, phase.sampling.temperature)
     return report
 
 

@@ -1,10 +1,13 @@
 """The frame of every training phase: where to begin, what to write after a step, when to save and when to stop."""
 
+import gc
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -19,18 +22,24 @@ from posttrain.engine.flops import FlopCount, peak_flops
 from posttrain.engine.forward import device_of
 from posttrain.engine.model import hold_frozen, load_model, require_memory, trainable, unfreeze_adapter
 from posttrain.engine.optimizer import learning_rate, make_optimizer
+from posttrain.engine.packing import Item, plan_micro_batches
 from posttrain.engine.routing import RoutingWatch
-from posttrain.engine.step import StepReport
-from posttrain.errors import PhaseFault, Stopped
+from posttrain.engine.step import LossSum, StepReport, train_step
+from posttrain.errors import MachineError, PhaseFault, Stopped
+from posttrain.host import machine
+from posttrain.host.machine import is_out_of_memory
 from posttrain.phases.context import PhaseContext
 from posttrain.recipe.check import HELD_OUT
 from posttrain.recipe.types import (
     ContinueAdapter,
+    Epochs,
     FullParameters,
     GrpoPhase,
     Lora,
     PreferencePhase,
     SftPhase,
+    Skipped,
+    Steps,
 )
 from posttrain.rollout.episodes import seed_of
 from posttrain.run import faults
@@ -40,9 +49,24 @@ from posttrain.run.journal import append_lines, as_line, read_lines
 TrainingPhase = SftPhase | PreferencePhase | GrpoPhase
 
 
+def num_steps(steps: Steps, of_epoch: Callable[[int], int], per_step: int) -> int:
+    """Steps of a phase whose 0-based epochs have `of_epoch` items, of which a step reads so many."""
+    match steps:
+        case int():
+            return steps
+        case Epochs():
+            return -(-sum(map(of_epoch, range(steps.epochs))) // per_step)
+        case Skipped():
+            raise AssertionError("the pipeline passes over a phase that is skipped")
+
+
 def load_trainable(context: PhaseContext, phase: TrainingPhase) -> PreTrainedModel:
     """The phase's model state with what the phase may train unfrozen."""
     full = isinstance(phase.trainable, FullParameters)
+    release_memory()
+    machine.forget_peak()
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
     device = prepare_device(context.execution, phase.precision)
     seed = seed_of(context.recipe.seed, phase.name, "init")
     random.seed(seed)
@@ -88,6 +112,7 @@ class TrainingLoop:
 
     context: PhaseContext
     phase: TrainingPhase
+    steps: int
     model: PreTrainedModel
     held_out: HeldOutMetrics | None = None
 
@@ -95,18 +120,89 @@ class TrainingLoop:
         parameters = trainable(self.model)
         self.device = device_of(self.model)
         require_training_memory(parameters, self.device)
-        self.steps = self.phase.steps
         self.optimizer = make_optimizer(self.phase.optimizer, parameters)
         self.state = TrainingState(parameters, self.optimizer, self.context.fingerprint)
         self.writer = CheckpointWriter(self.state, self.context.folder.path, self.context.execution.keep_checkpoints)
         self.routing = RoutingWatch(self.model)
         self.flops = FlopCount(self.model)
         self.peak_flops = peak_flops(self.device, self.phase.precision)
-        self.done = 0
+        self.micro_batch_tokens = self.context.micro_batch_tokens
+        self.done = self.saved = 0
         self._shown: dict[str, str] = {}
 
     def learning_rate(self, step: int) -> float:
         return learning_rate(self.phase.optimizer, step, self.steps)
+
+    def train(
+        self, items: Sequence[Item], loss_sum: LossSum, denominator: float, step: int, temperature: float = 1.0
+    ) -> StepReport:
+        """One update. Where memory runs out, it is tried once more with a smaller micro-batch, which then stays."""
+        update = partial(self._update, items, loss_sum, denominator, step, temperature)
+        try:
+            return update()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # Outside of the handler: the error's frames hold on to the tensors that did not fit.
+        self._shrink(items, step, reason)
+        try:
+            return update()
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise MachineError(self._no_memory(step, str(error))) from error
+            raise
+
+    def _update(
+        self, items: Sequence[Item], loss_sum: LossSum, denominator: float, step: int, temperature: float
+    ) -> StepReport:
+        faults.reach("train.pass")
+        return train_step(
+            self.model,
+            self.optimizer,
+            items,
+            loss_sum,
+            denominator,
+            learning_rate=self.learning_rate(step),
+            clip_norm=self.phase.optimizer.clip_norm,
+            precision=self.phase.precision,
+            micro_batch_tokens=self.micro_batch_tokens,
+            step=step,
+            temperature=temperature,
+        )
+
+    def _shrink(self, items: Sequence[Item], step: int, reason: str) -> None:
+        """Half of the largest pass, for this step and all that follow; MachineError where that was a single item."""
+        self.optimizer.zero_grad()
+        self.routing.take()
+        release_memory()
+        sizes = [item.size for item in items]
+        passes = plan_micro_batches(sizes, self.micro_batch_tokens)
+        largest = max(passes, key=lambda numbers: sum(sizes[number] for number in numbers))
+        if len(largest) == 1:
+            raise MachineError(self._no_memory(step, reason))
+        before, self.micro_batch_tokens = self.micro_batch_tokens, sum(sizes[number] for number in largest) // 2
+        name = self.context.folder.path.name
+        self.context.journal.write(
+            "out_of_memory",
+            phase=name,
+            fingerprint=self.context.fingerprint,
+            step=step,
+            micro_batch_tokens=before,
+            then=self.micro_batch_tokens,
+            reason=reason,
+        )
+        self.context.say(
+            f"{name}: memory ran out in step {step} with passes of {before} tokens ({reason}); the same step again "
+            f"with {self.micro_batch_tokens}, the global batch unchanged"
+        )
+
+    def _no_memory(self, step: int, reason: str) -> str:
+        return (
+            f"memory ran out in step {step} with passes of {self.micro_batch_tokens} tokens ({reason}); what was saved "
+            f"stays. The ways out: --recompute full, --activation-offload cpu, --mlp-tile-tokens 2048, a smaller "
+            f"--micro-batch-tokens, or a machine with more memory"
+        )
 
     def remaining(self) -> Iterator[int]:
         """Restore the newest good checkpoint, then hand out step numbers, saving when due and when stopped."""
@@ -116,7 +212,7 @@ class TrainingLoop:
             self.context.journal.write("checkpoint_set_aside", phase=folder.name, message=message)
             self.context.say(f"{folder.name}: {message}")
         if found is not None:
-            self.done = self.state.restore(found)
+            self.done = self.saved = self.state.restore(found)
             self.context.say(f"{folder.name}: continues after step {self.done} of {self.steps}, from {found.name}")
         elif messages:
             self.context.say(f"{folder.name}: no checkpoint is left, begins again at step 1")
@@ -141,11 +237,23 @@ class TrainingLoop:
         if step == self.steps:
             return
         if self.context.stop_requested():
-            self.writer.begin(step)
-            self.writer.wait()
-            raise Stopped(f"stopped in {self.context.folder.path.name} after step {step} of {self.steps}; saved")
+            self.stop()
         if step % self.context.execution.checkpoint_every_steps == 0:
+            self._save(step)
+
+    def stop(self) -> NoReturn:
+        """Save what is done, and end."""
+        name = self.context.folder.path.name
+        if not self.done:
+            raise Stopped(f"stopped in {name} before its first step was done")
+        self._save(self.done)
+        self.writer.wait()
+        raise Stopped(f"stopped in {name} after step {self.done} of {self.steps}; saved")
+
+    def _save(self, step: int) -> None:
+        if step != self.saved:
             self.writer.begin(step)
+            self.saved = step
 
     def record(self, step: int, report: StepReport, **extra: float) -> None:
         """Append the step's raw metrics."""
@@ -163,6 +271,7 @@ class TrainingLoop:
         }
         row |= self._held_out_metrics(step)
         append_lines(self.context.folder.metrics, [row])
+        self.context.track(self.context.folder.path.name, step, row)
         self._shown = {"loss": f"{report.loss:.3f}"} | {name: f"{value:.3f}" for name, value in extra.items()}
 
     def _speed(self, report: StepReport) -> dict[str, float | None]:
@@ -214,6 +323,13 @@ def require_training_memory(parameters: Mapping[str, nn.Parameter], device: torc
     copies = 3 if device.type == "cuda" else 6
     what = f"training {count / 1e6:,.1f}M parameters"
     require_memory(what, 4 * copies * count, device, "a smaller rank in `trainable`, fewer targets")
+
+
+def release_memory() -> None:
+    """Give back what nothing refers to any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def keep_rows_up_to(path: Path, step: int) -> None:

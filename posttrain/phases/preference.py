@@ -12,11 +12,10 @@ from posttrain.engine.forward import sequence_logprobs
 from posttrain.engine.objectives import Pairs, needs_reference, preference_sum, sequence_lengths, sequence_sums
 from posttrain.engine.packing import Item, MicroBatch
 from posttrain.engine.reference import kl_estimate
-from posttrain.engine.step import train_step
 from posttrain.phases.context import PhaseContext, PhaseOutcome
 from posttrain.phases.finish import save_state
 from posttrain.phases.held_out import task_metrics
-from posttrain.phases.loop import HeldOutMetrics, TrainingLoop, load_trainable
+from posttrain.phases.loop import HeldOutMetrics, TrainingLoop, load_trainable, num_steps
 from posttrain.recipe.types import HeldOutTasks, Kto, Precision, PreferencePhase
 from posttrain.run.folder import write_json_atomic
 
@@ -40,7 +39,8 @@ def run(context: PhaseContext, phase: PreferencePhase) -> PhaseOutcome:
     # Before the first update, and before a checkpoint is restored: this is the phase's input state.
     pairs = pair_set(context, phase, model, shard, "reference")
     held_out = held_out_metrics(context, phase, model)
-    loop = TrainingLoop(context, phase, model, held_out)
+    steps = num_steps(phase.steps, lambda epoch: len(order), phase.pairs_per_step)
+    loop = TrainingLoop(context, phase, steps, model, held_out)
     denominator_of_pair = 2 if isinstance(phase.objective, Kto) else 1
 
     for step in loop.remaining():
@@ -55,22 +55,11 @@ def run(context: PhaseContext, phase: PreferencePhase) -> PhaseOutcome:
             lengths_S = sequence_lengths(batch.sequence_N - first, count)
             return judged(phase, pairs, rows[first // 2 : batch.sequences.stop // 2], sums_S, lengths_S, kl)
 
-        report = train_step(
-            model,
-            loop.optimizer,
-            [pairs.items[row] for row in rows],
-            loss_sum,
-            denominator=len(rows) * denominator_of_pair,
-            learning_rate=loop.learning_rate(step),
-            clip_norm=phase.optimizer.clip_norm,
-            precision=phase.precision,
-            micro_batch_tokens=context.execution.micro_batch_tokens,
-            step=step,
-        )
+        report = loop.train([pairs.items[row] for row in rows], loss_sum, len(rows) * denominator_of_pair, step)
         loop.record(step, report, **{name: total / len(rows) for name, total in report.sums.items()})
 
     state, outputs = save_state(context, phase, model)
-    read = phase.steps * phase.pairs_per_step
+    read = steps * phase.pairs_per_step
     counts = {"pairs": len(pairs.items), "pairs_read": read}
     return PhaseOutcome(outputs, loop.summary() | {"epochs": read / len(pairs.items)}, counts, state)
 
@@ -85,7 +74,7 @@ def held_out_metrics(context: PhaseContext, phase: PreferencePhase, model: PreTr
     rows = list(range(len(pairs.items)))
 
     def measure() -> dict[str, float]:
-        plan = phase.precision, context.execution.micro_batch_tokens
+        plan = phase.precision, context.micro_batch_tokens
         sums_S, lengths_S = sequence_logprobs(model, pairs.items, *plan)
         kl = divergence(context, phase, model, pairs, rows)
         total, shown = judged(phase, pairs, rows, sums_S, lengths_S, kl)
@@ -134,7 +123,7 @@ def divergence(
     if not pairs.strangers:
         return 0.0
     drawn = [pairs.strangers[row] for row in rows]
-    sums_S, _ = sequence_logprobs(model, drawn, phase.precision, context.execution.micro_batch_tokens)
+    sums_S, _ = sequence_logprobs(model, drawn, phase.precision, context.micro_batch_tokens)
     return kl_estimate(sums_S, pairs.stranger_P[rows])
 
 
@@ -181,6 +170,7 @@ def reference(
         stored = json.loads(cache.read_text())
         if stored["fingerprint"] == context.fingerprint:
             return torch.tensor(stored["logprobs"], dtype=torch.float32)
-    logprobs = summed_logprobs(model, items, phase.precision, context.execution.micro_batch_tokens)
+    with context.interruptible():
+        logprobs = summed_logprobs(model, items, phase.precision, context.micro_batch_tokens)
     write_json_atomic(cache, {"fingerprint": context.fingerprint, "logprobs": logprobs.tolist()})
     return logprobs

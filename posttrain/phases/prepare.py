@@ -5,7 +5,7 @@ from typing import Any
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.data.prepare import committed, content_key, link_dataset, prepare_dataset
 from posttrain.data.sources import local_files
-from posttrain.errors import PhaseFault, Stopped
+from posttrain.errors import InputError, PhaseFault, Stopped
 from posttrain.host.cache import cache_folder
 from posttrain.phases.context import PhaseContext, PhaseOutcome
 from posttrain.recipe.types import CodeSource, Dataset, PreparePhase, WorldSource
@@ -41,6 +41,11 @@ def run(context: PhaseContext, phase: PreparePhase) -> PhaseOutcome:
 def _make(context: PhaseContext, dataset: Dataset, tokenizer: Tokenizer, key: str) -> dict[str, Any]:
     """Make the dataset in the cache, or find it there, and link it into the run."""
     phase, made = context.folder.path.name, cache_folder() / "shards" / key
+    if context.prepared_only and committed(made, key) is None:
+        raise InputError(
+            f"--skip-data was given, and dataset {dataset.name!r} is prepared neither in this run nor in "
+            f"{made.parent}: leave it out once, or set POSTTRAIN_CACHE_DIR to the cache that holds it"
+        )
     with context.progress(f"{phase}: {dataset.name}", expected_rows(dataset), "rows", 0) as progress:
 
         def advance(rows: float) -> None:

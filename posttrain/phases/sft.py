@@ -1,6 +1,7 @@
 """Supervised fine-tuning: cross entropy on the target tokens of a prepared dataset."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -11,38 +12,28 @@ from posttrain.data.shard import Shard
 from posttrain.engine.forward import token_logprobs
 from posttrain.engine.objectives import sft_sum
 from posttrain.engine.packing import Item
-from posttrain.engine.step import train_step
 from posttrain.phases.context import PhaseContext, PhaseOutcome
 from posttrain.phases.finish import save_state
 from posttrain.phases.held_out import task_metrics
-from posttrain.phases.loop import HeldOutMetrics, TrainingLoop, load_trainable
+from posttrain.phases.loop import HeldOutMetrics, TrainingLoop, load_trainable, num_steps
 from posttrain.recipe.types import Batch, HeldOutTasks, RowBatch, SampleBatch, SftPhase
 
 
 def run(context: PhaseContext, phase: SftPhase) -> PhaseOutcome:
     shard = Shard(context.dataset_folder(phase.dataset))
-    items_of_step = batches(shard, phase.batch, context.recipe.seed)
+    plan = batches(shard, phase.batch, context.recipe.seed)
+    steps = num_steps(phase.steps, plan.of_epoch, plan.per_step)
     model = load_trainable(context, phase)
-    loop = TrainingLoop(context, phase, model, held_out_metrics(context, phase, model))
+    loop = TrainingLoop(context, phase, steps, model, held_out_metrics(context, phase, model))
 
     for step in loop.remaining():
-        items = [sample_item(shard, samples) for samples in items_of_step(step)]
-        report = train_step(
-            model,
-            loop.optimizer,
-            items,
-            lambda logprob_N, batch: (sft_sum(logprob_N), {}),
-            denominator=sum(item.num_targets for item in items),
-            learning_rate=loop.learning_rate(step),
-            clip_norm=phase.optimizer.clip_norm,
-            precision=phase.precision,
-            micro_batch_tokens=context.execution.micro_batch_tokens,
-            step=step,
-        )
+        items = [sample_item(shard, samples) for samples in plan.of_step(step)]
+        targets = sum(item.num_targets for item in items)
+        report = loop.train(items, lambda logprob_N, batch: (sft_sum(logprob_N), {}), targets, step)
         loop.record(step, report, **filled(items, phase.batch))
 
     state, outputs = save_state(context, phase, model)
-    read = sum(len(samples) for step in range(1, phase.steps + 1) for samples in items_of_step(step))
+    read = sum(len(samples) for step in range(1, steps + 1) for samples in plan.of_step(step))
     counts = {"rows": shard.num_rows, "samples": len(shard), "samples_read": read}
     epochs = read / len(shard.mixture(context.recipe.seed))
     return PhaseOutcome(outputs, loop.summary() | {"epochs": epochs}, counts, state)
@@ -58,22 +49,36 @@ def held_out_metrics(context: PhaseContext, phase: SftPhase, model: PreTrainedMo
     items = [sample_item(shard, [sample]) for sample in range(len(shard))]
 
     def measure() -> dict[str, float]:
-        logprob_N, _ = token_logprobs(model, items, phase.precision, context.execution.micro_batch_tokens)
+        logprob_N, _ = token_logprobs(model, items, phase.precision, context.micro_batch_tokens)
         return {"loss": -logprob_N.double().mean().item()}
 
     return HeldOutMetrics(phase.held_out.every_steps, measure)
 
 
-def batches(shard: Shard, batch: Batch, seed: int) -> Callable[[int], list[Sequence[int]]]:
-    """1-based step → its items, each a list of the shard's samples."""
+class Batches(NamedTuple):
+    per_step: int
+    """Items that a step reads."""
+    of_epoch: Callable[[int], int]
+    """How many items a 0-based epoch has."""
+    of_step: Callable[[int], list[Sequence[int]]]
+    """The items of a 1-based step, each a list of the shard's samples."""
+
+
+def batches(shard: Shard, batch: Batch, seed: int) -> Batches:
     mixture = shard.mixture(seed)
     match batch:
-        case SampleBatch():
+        case SampleBatch(samples=count):
             samples = Samples(mixture)
-            return lambda step: [[sample] for sample in samples.of_step(step, batch.samples)]
-        case RowBatch():
-            packed = PackedRows(mixture, shard.lengths(), batch.row_tokens)
-            return lambda step: [row.tolist() for row in packed.rows_of_step(step, batch.rows)]
+            return Batches(
+                count, lambda epoch: len(mixture), lambda step: [[one] for one in samples.of_step(step, count)]
+            )
+        case RowBatch(rows=count, row_tokens=row_tokens):
+            packed = PackedRows(mixture, shard.lengths(), row_tokens)
+            return Batches(
+                count,
+                lambda epoch: len(packed.epoch(epoch)),
+                lambda step: [row.tolist() for row in packed.rows_of_step(step, count)],
+            )
 
 
 def sample_item(shard: Shard, samples: Sequence[int]) -> Item:

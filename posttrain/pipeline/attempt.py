@@ -11,6 +11,8 @@ from posttrain.errors import GateFailed, MachineError, PhaseFault, PosttrainErro
 from posttrain.host import machine
 from posttrain.pipeline.screen import Screen
 from posttrain.pipeline.stop import StopSignals
+from posttrain.pipeline.track import Tracker
+from posttrain.pipeline.watch import Watch
 from posttrain.recipe.types import Execution, Recipe
 from posttrain.run import manifest, recipe_file
 from posttrain.run.attempt_log import AttemptLog, log_path
@@ -25,6 +27,8 @@ class Attempt:
     number: int
     journal: Journal
     stop: StopSignals
+    watch: Watch
+    tracker: Tracker
 
 
 @contextlib.contextmanager
@@ -32,6 +36,8 @@ def attempt(run: RunFolder, recipe: Recipe, source: str, execution: Execution, s
     """Begin an attempt at a run whose lock is held. Errors leave it typed, journalled and logged."""
     machine.set_thread_environment(execution.threads)
     machine.keep_freed_memory()
+    if execution.gpu_ranks is not None:
+        machine.show_gpus(execution.gpu_ranks)
     level.use(execution.sandbox)
     digest = recipe_file.digest(recipe)
     number = manifest.begin_attempt(run, digest, source, recipe.seed, execution, machine.facts())
@@ -40,8 +46,17 @@ def attempt(run: RunFolder, recipe: Recipe, source: str, execution: Execution, s
     log = AttemptLog(log_path(run, number))
     screen.attach(log)
     try:
-        with StopSignals(screen.say) as stop:
-            yield Attempt(number, journal, stop)
+        with (
+            StopSignals(screen.say) as stop,
+            Watch(run, screen, stop) as watch,
+            contextlib.closing(Tracker(execution.tracker, run, recipe, screen.say)) as tracker,
+        ):
+            try:
+                yield Attempt(number, journal, stop, watch, tracker)
+            except Stopped:
+                if stop.error is None:
+                    raise
+                raise stop.error from None
     except BaseException as error:
         typed = _typed(error, run, log)
         _note_end(run, journal, number, typed)
@@ -66,6 +81,8 @@ def _typed(error: BaseException, run: RunFolder, log: AttemptLog) -> BaseExcepti
     if isinstance(error, PosttrainError) or not isinstance(error, Exception):
         return error
     log.write("".join(traceback.format_exception(error)))
+    if machine.is_out_of_memory(error):
+        return MachineError(_memory_message(error))
     text = redact(f"{type(error).__name__}: {error}")
     return PhaseFault(f"unforeseen error, a fault of ours or of the recipe: {text}\nThe traceback is in {log.path}")
 
@@ -87,6 +104,15 @@ def _disk_message(error: BaseException, run: RunFolder) -> str:
         f"the disk is full: writing {Path(str(where)).name} failed with {free:,.0f} MB free in {run.path.parent}. "
         f"What was committed is kept. `posttrain plan {run.words}` shows the space that is needed; "
         f"free it and type: posttrain resume {run.words}"
+    )
+
+
+def _memory_message(error: BaseException) -> str:
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (
+        f"memory ran out: {said}. What was committed is kept. The ways out: fewer --rollout-tokens where it was a "
+        f"rollout or an evaluation, --recompute full or --activation-offload cpu where it was training, or a machine "
+        f"with more memory"
     )
 
 

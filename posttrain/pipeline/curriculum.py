@@ -10,19 +10,20 @@ from dataclasses import dataclass, field
 
 from posttrain.errors import GateFailed, InputError, PhaseFault, RunFolderError, Stopped
 from posttrain.host import machine
-from posttrain.phases.context import ModelState, PhaseContext, PhaseFunction
+from posttrain.phases.context import ModelState, PhaseContext, PhaseFunction, PhaseOutcome, handed_on
 from posttrain.pipeline import gates
 from posttrain.pipeline.attempt import Attempt, attempt
 from posttrain.pipeline.base import resolve_base
-from posttrain.pipeline.estimate import disk_bytes
+from posttrain.pipeline.estimate import checkpoint_bytes, disk_bytes, facts_of
 from posttrain.pipeline.history import History, read_history
 from posttrain.pipeline.results import Result, describe, read_result
 from posttrain.pipeline.screen import Screen
-from posttrain.pipeline.sizes import model_size
+from posttrain.pipeline.sizes import ModelSize
 from posttrain.pipeline.standing import Standing, inputs_of, standing, states_of, survey
+from posttrain.recipe.check import TrainingPhase
 from posttrain.recipe.difference import difference
 from posttrain.recipe.spelling import did_you_mean
-from posttrain.recipe.types import Execution, Phase, Recipe
+from posttrain.recipe.types import Execution, Phase, Recipe, Skipped
 from posttrain.run import faults, manifest, recipe_file
 from posttrain.run.folder import RunFolder, fsync_folder, write_json_atomic
 from posttrain.run.journal import Journal, read_lines
@@ -39,6 +40,8 @@ class Request:
     execution: Execution
     redo_from: str | None = None
     accept: tuple[tuple[str, str], ...] = ()
+    prepared_only: bool = False
+    """Use prepared data only: read no source."""
 
 
 def carry_out(run: RunFolder, request: Request, screen: Screen) -> bool:
@@ -58,7 +61,9 @@ def carry_out(run: RunFolder, request: Request, screen: Screen) -> bool:
 def refuse_other_recipe(run: RunFolder, recipe: Recipe) -> None:
     """RunFolderError with the differing fields when the folder belongs to another recipe."""
     if not run.recipe.exists():
-        if run.path.exists() and any(entry.name not in ("lock", ".base.tmp") for entry in run.path.iterdir()):
+        if run.path.exists() and any(
+            entry.name not in ("lock", "starting", ".base.tmp") for entry in run.path.iterdir()
+        ):
             raise RunFolderError(f"{run.path} holds files but no recipe.json: it is no run. Choose another --name")
         return
     stored = recipe_file.load(run.recipe)
@@ -108,6 +113,7 @@ class Curriculum:
     screen: Screen
     attempt: Attempt
     results: dict[str, Result] = field(default_factory=dict)
+    size: ModelSize = field(default_factory=lambda: ModelSize({}))
 
     def carry_out(self) -> None:
         recipe, journal = self.request.recipe, self.attempt.journal
@@ -137,7 +143,9 @@ class Curriculum:
         recipe, run = self.request.recipe, self.run
         found = survey(run, recipe, base, read_history(self.attempt.journal))
         left = [phase for phase in recipe.phases if found[phase.name].todo != "skip"]
-        needed = disk_bytes(recipe, left, model_size(recipe, run), self.request.execution)
+        facts = facts_of(recipe, run, self.request.execution)
+        self.size = facts.size
+        needed = disk_bytes(recipe, left, facts, self.request.execution)
         free = machine.free_bytes(run.path)
         if needed > free:
             self.screen.say(f"WARNING: the run needs about {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free")
@@ -162,12 +170,13 @@ class Curriculum:
         journal.write(event, phase=phase.name, kind=phase.kind, fingerprint=found.fingerprint, reason=found.reason)
         self.screen.say(f"{phase.name} ({phase.kind}): {'resuming' if found.todo == 'resume' else 'starting'}")
         folder.path.mkdir(parents=True, exist_ok=True)
+        self.attempt.watch.next_save_bytes = checkpoint_bytes(self.request.recipe, phase, self.size)
+        self.attempt.watch.note(f"{phase.name}: beginning")
         faults.reach("phase.started")
 
         started, clock = time.time(), time.perf_counter()
-        function: PhaseFunction = importlib.import_module(f"posttrain.phases.{phase.kind}").run
         try:
-            outcome = function(self._context(phase, found.fingerprint, base), phase)
+            outcome = self._outcome(phase, self._context(phase, found.fingerprint, base))
         except PhaseFault as fault:
             raise PhaseFault(f"phase {phase.name!r}: {fault}") from fault
 
@@ -183,12 +192,21 @@ class Curriculum:
             "seconds": time.perf_counter() - clock,
         }
         rows = list(read_lines(folder.metrics))
-        result["gates"] = [gates.judge(gate, result["metrics"], rows) for gate in phase.gates]
+        judged = () if outcome.skipped else phase.gates
+        result["gates"] = [gates.judge(gate, result["metrics"], rows) for gate in judged]
         write_json_atomic(folder.result, result)
         faults.reach("phase.after_result")
+        self.attempt.tracker.log(f"{phase.name}/result", 0, result["metrics"])
         self._note_datasets(result)
-        self.screen.say(f"{phase.name}: done in {result['seconds']:.1f} s")
+        done = outcome.notes[0] if outcome.skipped else f"done in {result['seconds']:.1f} s"
+        self.screen.say(f"{phase.name}: {done}")
         return result
+
+    def _outcome(self, phase: Phase, context: PhaseContext) -> PhaseOutcome:
+        if isinstance(phase, TrainingPhase) and isinstance(phase.steps, Skipped):
+            return handed_on(context.states[phase.model], phase.steps.reason)
+        function: PhaseFunction = importlib.import_module(f"posttrain.phases.{phase.kind}").run
+        return function(context, phase)
 
     def _clear(self, phase: Phase, found: Standing) -> None:
         """Remove what must not be built upon. Killed half-way, the next attempt comes to the same conclusion."""
@@ -215,9 +233,12 @@ class Curriculum:
             states=states_of(base, self.results),
             results=self.results,
             journal=self.attempt.journal,
-            progress=self.screen.progress,
+            progress=self.attempt.watch.progress,
             stop_requested=self.attempt.stop.requested,
             say=self.screen.say,
+            interruptible=self.attempt.stop.interruptible,
+            track=self.attempt.tracker.log,
+            prepared_only=self.request.prepared_only,
         )
 
     def _note_datasets(self, result: Result) -> None:

@@ -164,6 +164,11 @@ def _cross_faults(recipe: Recipe) -> Iterator[str]:
         yield from _fresh_base_faults(recipe.base)
     for index, phase in enumerate(recipe.phases):
         yield from _phase_faults(recipe, index, phase)
+    trained = [phase.name for phase in recipe.phases if isinstance(phase, TrainingPhase)]
+    for name in recipe.suggested.micro_batch_tokens:
+        if name not in trained:
+            near = did_you_mean(name, trained)
+            yield f"suggested.micro_batch_tokens: {name!r} is no training phase{near}; allowed: {', '.join(trained)}"
 
 
 def _fresh_base_faults(base: FreshBase) -> Iterator[str]:
@@ -222,7 +227,7 @@ def _curriculum_faults(path: str, phase: GrpoPhase) -> Iterator[str]:
     for place, (before, start) in enumerate(pairwise(starts), 1):
         if start <= before:
             yield f"{path}[{place}].from_step: {start} is not later than the stage before it, {before}"
-    if starts[-1] > phase.steps:
+    if isinstance(phase.steps, int) and starts[-1] > phase.steps:
         yield f"{path}[{len(starts) - 1}].from_step: {starts[-1]} is after the phase's last step, {phase.steps}"
 
 
@@ -354,7 +359,7 @@ def _gate_faults(path: str, recipe: Recipe, phase: Phase, gate: Gate) -> Iterato
     elif gate.metric.startswith(HELD_OUT) and getattr(phase, "held_out", None) is None:
         yield f"{path}.metric: {gate.metric!r} is never computed: this phase's held_out is null"
     steps = getattr(phase, "steps", None)
-    if steps is not None and gate.minimum_steps > steps:
+    if isinstance(steps, int) and gate.minimum_steps > steps:
         yield f"{path}.minimum_steps: {gate.minimum_steps} can never be reached, the phase has {steps} steps"
 
 

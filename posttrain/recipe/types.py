@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticKnownError
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Positive = Annotated[int, Field(ge=1)]
@@ -262,7 +263,17 @@ class Differs(Frozen):
     at_most: Annotated[int, Field(ge=0)]
 
 
-Filter = Annotated[OneOf | TextLength | Differs, Field(discriminator="kind")]
+class Part(Frozen):
+    """Keep records of some of `of` equal parts; a digest of the column decides, so equal values are never parted."""
+
+    kind: Literal["part"]
+    column: str
+    of: Annotated[int, Field(ge=2)]
+    keep: tuple[Annotated[int, Field(ge=0)], ...]
+    """Numbers of the parts, from 0."""
+
+
+Filter = Annotated[OneOf | TextLength | Differs | Part, Field(discriminator="kind")]
 
 
 class FileSource(Frozen):
@@ -409,6 +420,29 @@ class RowBatch(Frozen):
 Batch = Annotated[SampleBatch | RowBatch, Field(discriminator="kind")]
 
 
+class Epochs(Frozen):
+    """As many steps as it takes to read the dataset so often; the last step is filled from the epoch after."""
+
+    kind: Literal["epochs"]
+    epochs: Positive
+
+
+class Skipped(Frozen):
+    """No step: the phase hands on the model state it was given, and its result says why."""
+
+    kind: Literal["skipped"]
+    reason: Annotated[str, Field(min_length=1)]
+
+
+def _at_least_one(steps: int | Epochs | Skipped) -> int | Epochs | Skipped:
+    if isinstance(steps, int) and steps < 1:
+        raise PydanticKnownError("greater_than_equal", {"ge": 1})
+    return steps
+
+
+Steps = Annotated[int | Annotated[Epochs | Skipped, Field(discriminator="kind")], AfterValidator(_at_least_one)]
+
+
 class HeldOut(Frozen):
     """The phase's loss on data that it does not train on."""
 
@@ -446,7 +480,7 @@ class SftPhase(PhaseBase):
     trainable: Trainable
     precision: Precision
     batch: Batch
-    steps: Positive
+    steps: Steps
     """The dataset is read in seeded epochs until so many steps are done."""
     optimizer: AdamW
     held_out: HeldOut | HeldOutTasks | None
@@ -507,7 +541,7 @@ class PreferencePhase(PhaseBase):
     precision: Precision
     objective: PreferenceObjective
     pairs_per_step: Positive
-    steps: Positive
+    steps: Steps
     optimizer: AdamW
     held_out: HeldOut | HeldOutTasks | None
 
@@ -590,7 +624,7 @@ class GrpoPhase(PhaseBase):
     filters: EpisodeFilters
     curriculum: tuple[Stage, ...]
     """Empty asks every task at every step."""
-    steps: Positive
+    steps: Steps
     updates_per_rollout: Positive
     reward: dict[str, float]
     """Weights of the score's parts, by name; a part without one is only recorded."""
@@ -679,6 +713,22 @@ Phase = Annotated[
 ]
 
 
+class Suggested(Frozen):
+    """What the recipe would be carried out with. What is asked for by an option comes first; null suggests nothing."""
+
+    micro_batch_tokens: dict[str, Positive]
+    """By training phase."""
+    checkpoint_every_steps: Positive | None
+    recompute: Literal["none", "selective", "full"] | None
+    mlp_tile_tokens: Positive | None
+    base_weights: Literal["unpacked", "packed"] | None
+
+
+NOTHING_SUGGESTED = Suggested(
+    micro_batch_tokens={}, checkpoint_every_steps=None, recompute=None, mlp_tile_tokens=None, base_weights=None
+)
+
+
 class Recipe(Frozen):
     """The whole run as data. Its digest is the run's identity."""
 
@@ -689,6 +739,7 @@ class Recipe(Frozen):
     base: Base
     chat: ChatFormat
     phases: tuple[Phase, ...]
+    suggested: Suggested
 
 
 # ---------------------------------------------------------------- execution
@@ -705,11 +756,14 @@ class Execution(Frozen):
     """Whether experts of an MXFP4 base are unpacked when they are loaded, or kept in four bits until they are used."""
     vocabulary: Literal["device", "cpu"] = "device"
     """Where a frozen embedding and output head are; `cpu` saves GPU memory and brings the head over for each use."""
+    gpu_ranks: Annotated[str, Field(pattern=r"^\d+(,\d+)*$")] | None = None
+    """Numbers of the GPUs that the run may see, as `0,1`; else all of them."""
     threads: Positive = 2
     sandbox: Literal["auto", "namespaces", "dropped-user", "unprivileged", "off"] = "auto"
     """Where code that a model wrote runs: the best level there is, one that must be had, or off: as you."""
-    micro_batch_tokens: Positive = 8192
-    """Tokens of one forward and backward pass, at most; an item longer than this goes alone."""
+    micro_batch_tokens: Positive | None = None
+    """Tokens of one forward and backward pass, at most; an item longer than this goes alone. Else what the recipe
+    suggests, or 8192."""
     recompute: Literal["none", "selective", "full"] = "none"
     """What the backward pass computes again: nothing, each layer's feed-forward half, or all of it."""
     mlp_tile_tokens: Positive | None = None
@@ -722,3 +776,5 @@ class Execution(Frozen):
     """An OpenAI-compatible server that samples in place of this process, such as `http://127.0.0.1:8000`."""
     checkpoint_every_steps: Positive = 50
     keep_checkpoints: Positive = 2
+    tracker: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+    """Who is told the metrics besides the run's own files."""

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from posttrain.recipe.types import (
     EVERY_EPISODE,
+    NOTHING_SUGGESTED,
     Base,
     CodeSource,
     ContinueAdapter,
@@ -140,6 +141,7 @@ def language(
         seed=seed,
         base=_of_run(from_run) if from_run else sizes.base,
         chat=chat,
+        suggested=NOTHING_SUGGESTED,
         phases=(
             PreparePhase(kind="prepare", name="data", datasets=_data(language, places, seed, sizes), gates=()),
             _evaluation("base", sizes, gated=False),

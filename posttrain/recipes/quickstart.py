@@ -5,6 +5,7 @@ from typing import Annotated
 
 from posttrain.recipe.types import (
     EVERY_EPISODE,
+    NOTHING_SUGGESTED,
     USUAL_TOLERANCES,
     AdamW,
     Candidate,
@@ -214,7 +215,13 @@ def curriculum(
         ),
     )
     return Recipe(
-        name=name, flags=flags, seed=seed, base=FolderBase(kind="folder", path="shipped:tiny"), chat=CHAT, phases=phases
+        name=name,
+        flags=flags,
+        seed=seed,
+        base=FolderBase(kind="folder", path="shipped:tiny"),
+        chat=CHAT,
+        phases=phases,
+        suggested=NOTHING_SUGGESTED,
     )
 
 

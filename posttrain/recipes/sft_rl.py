@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from posttrain.recipe.types import (
     EVERY_EPISODE,
+    NOTHING_SUGGESTED,
     Base,
     ChatFormat,
     ContinueAdapter,
@@ -115,7 +116,15 @@ def sft_rl(
         phases += [_sft(sizes), _evaluation("sft", sizes)]
     if "rl" in mode:
         phases += [_rl(sizes, "sft" if "sft" in mode else "base"), _evaluation("rl", sizes)]
-    return Recipe(name="sft_rl", flags=flags, seed=seed, base=base, chat=sizes.chat, phases=tuple(phases))
+    return Recipe(
+        name="sft_rl",
+        flags=flags,
+        seed=seed,
+        base=base,
+        chat=sizes.chat,
+        phases=tuple(phases),
+        suggested=NOTHING_SUGGESTED,
+    )
 
 
 def _downloaded(cases: int, max_length: int) -> tuple[Dataset, ...]:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from posttrain.recipe.types import (
     EVERY_EPISODE,
+    NOTHING_SUGGESTED,
     USUAL_TOLERANCES,
     AdamW,
     Base,
@@ -191,7 +192,9 @@ def curriculum(
             gates=(),
         ),
     )
-    return Recipe(name=name, flags=flags, seed=seed, base=sizes.base, chat=sizes.chat, phases=phases)
+    return Recipe(
+        name=name, flags=flags, seed=seed, base=sizes.base, chat=sizes.chat, phases=phases, suggested=NOTHING_SUGGESTED
+    )
 
 
 def opening_sft(sizes: Sizes) -> SftPhase:

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from posttrain.recipe.types import (
+    NOTHING_SUGGESTED,
     AdamW,
     Dataset,
     FreshBase,
@@ -46,7 +47,9 @@ def tiny_base(
         pretraining("widen", "pretrain", "words", steps // 4, learning_rate=2e-3),
         MergePhase(kind="merge", name="store", model="widen", dtype="bfloat16", gates=()),
     )
-    return Recipe(name="tiny_base", flags=flags, seed=seed, base=base, chat=CHAT, phases=phases)
+    return Recipe(
+        name="tiny_base", flags=flags, seed=seed, base=base, chat=CHAT, phases=phases, suggested=NOTHING_SUGGESTED
+    )
 
 
 def text_data(name: str, dataset: str, *worlds: tuple[str, int], seed: int) -> PreparePhase:

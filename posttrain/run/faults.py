@@ -1,7 +1,7 @@
-"""Named points at which a test makes the process die or the disk run full.
+"""Named points at which a test makes the process die, or the disk or the memory run full.
 
-`POSTTRAIN_FAULT=<point>[#n]:kill|full` fires at the n-th arrival (the first unless told). Unset, `reach` costs one
-dictionary look-up.
+`POSTTRAIN_FAULT=<point>[#n]:kill|full|memory` fires at the n-th arrival (the first unless told). Unset, `reach` costs
+one dictionary look-up.
 """
 
 import errno
@@ -25,4 +25,6 @@ def reach(point: str) -> None:
         return
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if action == "memory":
+        raise MemoryError(f"(fault at {point})")
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"(fault at {point})")

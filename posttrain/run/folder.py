@@ -96,6 +96,16 @@ class RunFolder:
         return PhaseFolder(self.path / "phases" / name)
 
     @property
+    def session(self) -> Path:
+        """The detached session it was started in."""
+        return self.path / "session.json"
+
+    @property
+    def heartbeat(self) -> Path:
+        """The last sign of life of the process that works on it."""
+        return self.path / "heartbeat.json"
+
+    @property
     def words(self) -> str:
         """What to type after `posttrain resume`, `status` or `chat` for it to find this run from the current folder."""
         runs_dir = self.path.absolute().parent

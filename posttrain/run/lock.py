@@ -5,10 +5,31 @@ import json
 import os
 import platform
 import time
+from dataclasses import asdict, dataclass
 from types import TracebackType
 
 from posttrain.errors import RunFolderError
 from posttrain.run.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that works on a run; zero where its note cannot be read."""
+
+    pid: int
+    host: str
+    since: float
+    """Unix seconds, for people: clocks jump."""
+
+    def __str__(self) -> str:
+        if not self.pid:
+            return "another process"
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
+        return f"process {self.pid} on {self.host} since {since}"
+
+    @property
+    def is_here(self) -> bool:
+        return self.pid != 0 and self.host == platform.node()
 
 
 class RunLock:
@@ -25,30 +46,28 @@ class RunLock:
         try:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = self._holder()
+            owner = self.owner()
             os.close(self.descriptor)
             raise RunFolderError(
-                f"run {self.run.path.name!r} is held by {holder}. Wait for it, stop it, "
-                f"or start another run with --name"
+                f"run {self.run.path.name!r} is held by {owner}. Wait for it, stop it "
+                f"(posttrain stop {self.run.words}), or start another run with --name"
             ) from None
-        owner = {"pid": os.getpid(), "host": platform.node(), "since": time.time()}
+        mine = Owner(os.getpid(), platform.node(), time.time())
         os.ftruncate(self.descriptor, 0)
-        os.pwrite(self.descriptor, json.dumps(owner).encode(), 0)
+        os.pwrite(self.descriptor, json.dumps(asdict(mine)).encode(), 0)
         return self
 
-    def _holder(self) -> str:
+    def owner(self) -> Owner:
         try:
-            owner = json.loads(os.pread(self.descriptor, 4096, 0))
-            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner["since"]))
-            return f"process {owner['pid']} on {owner['host']} since {since}"
-        except (ValueError, KeyError, TypeError):
-            return "another process"
+            return Owner(**json.loads(os.pread(self.descriptor, 4096, 0)))
+        except (ValueError, TypeError):
+            return Owner(0, "", 0.0)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         os.close(self.descriptor)
 
 
-def holder(run: RunFolder) -> str | None:
+def holder(run: RunFolder) -> Owner | None:
     """Who holds the run now, or None."""
     lock = RunLock(run)
     if not lock.path.exists():
@@ -57,7 +76,7 @@ def holder(run: RunFolder) -> str | None:
     try:
         fcntl.flock(lock.descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return lock._holder()
+        return lock.owner()
     finally:
         os.close(lock.descriptor)
     return None

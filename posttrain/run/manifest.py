@@ -11,7 +11,7 @@ from typing import Any
 
 from posttrain.recipe.types import Execution
 from posttrain.run.folder import RunFolder, write_json_atomic
-from posttrain.run.redaction import redact_json
+from posttrain.run.redaction import redact_json, without_secrets
 
 RECORDED_PACKAGES = (
     "posttrain", "torch", "transformers", "tokenizers", "safetensors", "datasets", "huggingface_hub", "gguf", "numpy",
@@ -38,7 +38,8 @@ def git_state() -> dict[str, Any] | None:
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(folder), *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True, env=without_secrets())
+        return done.stdout.strip()
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}

@@ -19,6 +19,12 @@ def secret_values(environment: Mapping[str, str]) -> list[str]:
     return sorted(values, key=len, reverse=True)
 
 
+def without_secrets(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment for a child process that needs none of the secrets in it."""
+    given = os.environ if environment is None else environment
+    return {name: value for name, value in given.items() if not SECRET_NAME.search(name)}
+
+
 def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
     """`text` with every secret value of the environment and everything that looks like a token replaced."""
     for value in secret_values(os.environ if environment is None else environment):

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from posttrain.errors import MachineError, ScoringError
+from posttrain.run.redaction import without_secrets
 from posttrain.sandbox.slots import Budget, Room
 from posttrain.scoring import drivers
 
@@ -89,7 +90,9 @@ def _find_rust() -> Found | str:
     for name in ("cargo", "rustc"):
         if shutil.which(name) is None:
             return name
-    asked = subprocess.run(["rustc", "--print", "sysroot"], capture_output=True, text=True, check=False)
+    asked = subprocess.run(
+        ["rustc", "--print", "sysroot"], capture_output=True, text=True, check=False, env=without_secrets()
+    )
     sysroot = asked.stdout.strip()
     if asked.returncode or not sysroot:
         return "rustc"
@@ -103,7 +106,7 @@ def _find_go() -> Found | str:
     go = shutil.which("go")
     if go is None:
         return "go"
-    asked = subprocess.run([go, "env", "GOROOT"], capture_output=True, text=True, check=False)
+    asked = subprocess.run([go, "env", "GOROOT"], capture_output=True, text=True, check=False, env=without_secrets())
     root = os.path.realpath(asked.stdout.strip())
     environment = {"GOPROXY": "off", "GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local", "CGO_ENABLED": "0"}
     roots = [root, *(folder for folder in ("/usr/share/go-1.19",) if os.path.isdir(folder))]
@@ -116,7 +119,9 @@ def _find_typescript() -> Found | str:
         return "node"
     modules = os.environ.get(NODE_MODULES, "")
     if not modules and shutil.which("npm"):
-        modules = subprocess.run(["npm", "root", "-g"], capture_output=True, text=True, check=False).stdout.strip()
+        modules = subprocess.run(
+            ["npm", "root", "-g"], capture_output=True, text=True, check=False, env=without_secrets()
+        ).stdout.strip()
     modules = os.path.realpath(modules) if modules else ""
     for name in ("typescript", "eslint", "typescript-eslint"):
         if not modules or not Path(modules, name).is_dir():

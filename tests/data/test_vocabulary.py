@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Library
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.data.vocabulary import HARMONY_SPECIALS, make_fresh_base, train_vocabulary
 from posttrain.errors import RecipeError
-from posttrain.recipe.types import FreshBase, HarmonyFormat, Recipe
+from posttrain.recipe.types import NOTHING_SUGGESTED, FreshBase, HarmonyFormat, Recipe
 from posttrain.worlds.names import SYLLABLES, name
 from posttrain.worlds.tools import VERBS
 
@@ -92,7 +92,7 @@ def test_a_fresh_base_folder_is_complete_and_repeatable(tmp_path: Path, chat: Ha
         sliding_window=16,
         initializer_range=0.02,
     )
-    recipe = Recipe(name="fresh", flags={}, seed=0, base=base, chat=chat, phases=())
+    recipe = Recipe(name="fresh", flags={}, seed=0, base=base, chat=chat, phases=(), suggested=NOTHING_SUGGESTED)
     make_fresh_base(recipe, tmp_path / "one")
     config = json.loads((tmp_path / "one" / "config.json").read_text())
     assert config["layer_types"] == ["sliding_attention", "full_attention", "sliding_attention"]

@@ -16,6 +16,7 @@ from posttrain.phases import merge as merge_phase
 from posttrain.phases.context import ModelState, PhaseContext
 from posttrain.phases.export import choose
 from posttrain.recipe.types import (
+    NOTHING_SUGGESTED,
     USUAL_TOLERANCES,
     Candidate,
     Dataset,
@@ -100,6 +101,7 @@ def context(source: Path, run: Path, phase: MergePhase | ExportPhase, **scores: 
         base=FolderBase(kind="folder", path=str(source / "base")),
         chat=CHAT,
         phases=(PREPARE, MERGE, export()),
+        suggested=NOTHING_SUGGESTED,
     )
     write_tasks(run / "phases" / "prepare" / "data" / "tasks")
     states = {

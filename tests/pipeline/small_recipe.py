@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from posttrain.recipe.types import (
+    NOTHING_SUGGESTED,
     Dataset,
     FolderBase,
     FreshBase,
@@ -77,4 +78,12 @@ def small_recipe(
         PreparePhase(kind="prepare", name="jobs", gates=(), datasets=(dataset("jobs", "tools", "tasks", rows, seed),)),
     )
     flags = {"rows": rows, "least": least, "seed": seed, "fresh": fresh}
-    return Recipe(name="small", flags=flags, seed=seed, base=made if fresh else folder, chat=chat, phases=phases)
+    return Recipe(
+        name="small",
+        flags=flags,
+        seed=seed,
+        base=made if fresh else folder,
+        chat=chat,
+        phases=phases,
+        suggested=NOTHING_SUGGESTED,
+    )

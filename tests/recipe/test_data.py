@@ -1,16 +1,19 @@
 """The shipped recipes' data: every number of the seeds' tables, and each set readable from rows in its true schema."""
 
+import shutil
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
 from posttrain.data.hub import mirrored
-from posttrain.data.rows import Row
+from posttrain.data.rows import ConversationRow, Row
 from posttrain.data.sources import read_source
 from posttrain.recipe.types import Dataset, DecisionTableSource, HubSource, WorldSource
 from posttrain.recipes._sft_rl_data import sft_rl_data
 from posttrain.recipes._tes_data import tes_data
-from posttrain.recipes._tui_data import LANGUAGES, tui_data
+from posttrain.recipes._tui_data import LANGUAGES, tui_data, tui_tasks
+from tests.data.hub_rows import write_hub
 from tests.data.sources import FIXTURES, HUB
 
 FULL = {dataset.name: dataset for dataset in tui_data(False, 8192, 32768, 8192)}
@@ -76,6 +79,18 @@ def test_preferences() -> None:
     assert long_enough.at_least == 100  # type: ignore[union-attr]
 
 
+def test_no_recorded_call_is_both_trained_on_and_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTTRAIN_HUB_DIR", str(write_hub(tmp_path, rows=60)))
+    practised, asked, _ = tui_tasks(False, "", 8192)
+    for place, source in enumerate(FULL["tool_calls"].sources[1:]):
+        trained, played, evaluated = (
+            {str(row.conversation) for _, row in read_source(one, "conversations") if isinstance(row, ConversationRow)}
+            for one in (source, practised.sources[place], asked.sources[place])
+        )
+        assert len(trained) > len(played) > 0 < len(evaluated)
+        assert len(trained | played | evaluated) == len(trained) + len(played) + len(evaluated) == 60
+
+
 def test_the_nanochat_mixture() -> None:
     mixture, problems = sft_rl_data(False, 2048, 42)
     sizes = [
@@ -109,9 +124,15 @@ def test_decision_tables() -> None:
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_every_set_is_read_from_its_own_columns(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("POSTTRAIN_HUB_DIR", str(HUB))
-    for dataset in (*tui_data(quick, 8192, 32768, 8192), *sft_rl_data(quick, 2048, 42)):
+def test_every_set_is_read_from_its_own_columns(quick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in HUB.glob("*/*"):
+        shutil.copytree(name, tmp_path / name.relative_to(HUB))
+    monkeypatch.setenv("POSTTRAIN_HUB_DIR", str(write_hub(tmp_path, rows=60)))
+    for dataset in (
+        *tui_data(quick, 8192, 32768, 8192),
+        *tui_tasks(quick, "", 8192),
+        *sft_rl_data(quick, 2048, 42),
+    ):
         for source in dataset.sources:
             assert isinstance(source, WorldSource) or mirrored(source) is not None  # type: ignore[arg-type]
             assert any(isinstance(row, Row) for _, row in read_source(source, dataset.content)), source

@@ -4,6 +4,7 @@ import ast
 import re
 from typing import Any
 
+from posttrain.data.formats.calls import call_task
 from posttrain.data.formats.format import BadRow, Fields, Format, Record, from_json, items, kind
 from posttrain.data.formats.sharegpt import spoken
 from posttrain.data.formats.turns import Turns, as_text, offered
@@ -82,6 +83,6 @@ def _value(said: Any, field: str) -> Any:
 
 FORMAT = Format(
     columns=("conversations",),
-    makes={"conversations": fields},
+    makes={"conversations": fields, "tasks": lambda record: call_task(fields(record))},
     reads="NousResearch/hermes-function-calling-v1, every subset",
 )

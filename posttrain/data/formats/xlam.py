@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from posttrain.chat.conversation import Tool
+from posttrain.data.formats.calls import call_task
 from posttrain.data.formats.format import BadRow, Fields, Format, Record, from_json, kind, text
 from posttrain.data.formats.turns import Turns
 
@@ -84,6 +85,6 @@ def _type(declared: str) -> dict[str, Any]:
 
 FORMAT = Format(
     columns=("query", "tools", "answers"),
-    makes={"conversations": fields},
+    makes={"conversations": fields, "tasks": lambda record: call_task(fields(record))},
     reads="Salesforce/xlam-function-calling-60k (gated)",
 )

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from posttrain.recipe.types import (
+    NOTHING_SUGGESTED,
     ContinueAdapter,
     Dapo,
     EpisodeFilters,
@@ -88,4 +89,12 @@ def small_grpo(seed: Annotated[int, "Seed of data, order, adapter and sampling"]
         ),
     )
     base = FolderBase(kind="folder", path="shipped:tiny")
-    return Recipe(name="small_grpo", flags={"seed": seed}, seed=seed, base=base, chat=CHAT, phases=phases)
+    return Recipe(
+        name="small_grpo",
+        flags={"seed": seed},
+        seed=seed,
+        base=base,
+        chat=CHAT,
+        suggested=NOTHING_SUGGESTED,
+        phases=phases,
+    )

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from posttrain.recipe.types import (
     EVERY_ROW,
+    NOTHING_SUGGESTED,
     AdamW,
     Dataset,
     FileSource,
@@ -88,4 +89,5 @@ def small_sft(
             identity="You are a helpful assistant.",
         ),
         phases=(PreparePhase(kind="prepare", name="data", datasets=(dataset,), gates=()), train),
+        suggested=NOTHING_SUGGESTED,
     )

@@ -1,6 +1,15 @@
 """A recipe with three faults in three places: a misspelt choice, a negative rate and a field that does not exist."""
 
-from posttrain.recipe.types import AdamW, Dataset, FolderBase, PreparePhase, Recipe, SftPhase, WorldSource
+from posttrain.recipe.types import (
+    NOTHING_SUGGESTED,
+    AdamW,
+    Dataset,
+    FolderBase,
+    PreparePhase,
+    Recipe,
+    SftPhase,
+    WorldSource,
+)
 from posttrain.recipes.quickstart import CHAT
 from tests.end_to_end.recipes.small_sft import small_sft
 
@@ -25,4 +34,5 @@ def three_faults() -> Recipe:
             PreparePhase(kind="prepare", name="data", datasets=(dataset,), gates=()),
             SftPhase(**(kept | {"optimizer": AdamW(**(optimizer | {"learning_rate": -1.0})), "stepps": 3})),
         ),
+        suggested=NOTHING_SUGGESTED,
     )

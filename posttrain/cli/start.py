@@ -1,0 +1,164 @@
+"""`posttrain start RECIPE|RUN`: `run`, or `resume`, in a session that outlives the shell."""
+
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from posttrain.cli.attach import attach_to
+from posttrain.cli.options import (
+    attempt_options,
+    decide_options,
+    execution_options,
+    existing_run,
+    run_names,
+    runs_dir_option,
+)
+from posttrain.cli.run_command import RecipeGroup, chosen_run, run_options
+from posttrain.errors import MachineError, RunFolderError
+from posttrain.host.sessions import KINDS, Session, best_kind, open_session, session_name
+from posttrain.recipe.load import FoundRecipe, shipped_names
+from posttrain.recipe.spelling import did_you_mean
+from posttrain.recipe.types import Recipe
+from posttrain.run import recipe_file
+from posttrain.run.folder import RunFolder, write_json_atomic
+from posttrain.run.lock import holder
+
+BEGIN_S = 60.0
+"""How long the new process may take until it holds the run."""
+
+
+class StartGroup(RecipeGroup):
+    def get_command(self, context: click.Context, name: str) -> click.Command:
+        if name in shipped_names() or name.partition(":")[0].endswith(".py"):
+            return super().get_command(context, name)
+        return _start_of_run(name)
+
+    def command_for(self, found: FoundRecipe, source: str) -> click.Command:
+        options = [*run_options(found), *decide_options(), *attempt_options(), *execution_options()]
+
+        def start_recipe(session: str | None, attach: bool | None, **given: Any) -> None:
+            run, recipe = chosen_run(found, given)
+            words = ["run", source, *given_words(click.get_current_context(), options)]
+            start_detached(run, recipe, words, session, attach)
+
+        help_text = f"{found.purpose} In a session that outlives the shell."
+        return click.Command(found.name, callback=start_recipe, params=[*options, *_own_options()], help=help_text)
+
+
+def _start_of_run(name: str) -> click.Command:
+    options = [runs_dir_option(), *decide_options(), *attempt_options(), *execution_options()]
+
+    def start_run(session: str | None, attach: bool | None, runs_dir: Path, **given: Any) -> None:
+        try:
+            run = existing_run(name, runs_dir.absolute())
+        except RunFolderError as error:
+            known = [*shipped_names(), *run_names(runs_dir)]
+            message = f"there is no recipe and no run {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
+            raise RunFolderError(message) from error
+        words = ["resume", name, *given_words(click.get_current_context(), options)]
+        start_detached(run, recipe_file.load(run.recipe), words, session, attach)
+
+    return click.Command(name, callback=start_run, params=[*options, *_own_options()], help="Go on with this run.")
+
+
+def _own_options() -> list[click.Parameter]:
+    return [
+        click.Option(["--session"], type=click.Choice([*KINDS, "own"]), help="[default: the first that is there]"),
+        click.Option(["--attach/--no-attach"], default=None, help="[default: where this is a terminal]"),
+    ]
+
+
+@click.group(cls=StartGroup, name="start", subcommand_metavar="RECIPE|RUN [OPTIONS]...")
+def start() -> None:
+    """Start or continue a run in a session that outlives the shell: screen, else tmux, else one of its own."""
+
+
+def given_words(context: click.Context, options: list[click.Parameter]) -> list[str]:
+    """The options that were given, as words for another command that takes them."""
+    words = []
+    for option in options:
+        if context.get_parameter_source(str(option.name)) is not click.core.ParameterSource.COMMANDLINE:
+            continue
+        value, spelled = context.params[str(option.name)], option.opts[0]
+        if isinstance(option, click.Option) and option.is_flag:
+            words.append(spelled if value else option.secondary_opts[0])
+        else:
+            words += [f"{spelled}={one}" for one in (value if isinstance(value, tuple) else (value,))]
+    return words
+
+
+def start_detached(run: RunFolder, recipe: Recipe, words: list[str], session: str | None, attach: bool | None) -> None:
+    """Refuse what cannot run while somebody is looking, then open the session and see that the run is held."""
+    from posttrain.pipeline.curriculum import is_finished, refuse_other_recipe
+
+    if not (run.path / "starting").exists():
+        # Before anything is written: it may be no run at all.
+        refuse_other_recipe(run, recipe)
+    with _starting(run):
+        refuse_other_recipe(run, recipe)
+        if (owner := holder(run)) is not None:
+            raise RunFolderError(
+                f"run {run.path.name!r} is already worked on by {owner}; look at it with: posttrain attach {run.words}"
+            )
+        again = any(word.startswith(("--from", "--accept")) for word in words)
+        if not again and is_finished(run, recipe):
+            click.echo(f"run {run.path.name}: nothing left to do")
+            return
+        if not run.recipe.exists():
+            recipe_file.save(recipe, run.recipe)
+        kind = session or best_kind()
+        output = run.logs / "session.log"
+        opened = open_session(kind, session_name(run.path.name), words, sys.executable, output)  # type: ignore[arg-type]
+        write_json_atomic(run.session, asdict(opened))
+        _await_begin(run, opened, output)
+    _tell(run, opened)
+    if sys.stdout.isatty() and sys.stdin.isatty() if attach is None else attach:
+        attach_to(run, opened)
+
+
+@contextmanager
+def _starting(run: RunFolder) -> Iterator[None]:
+    """One start at a time; the kernel lets go of the lock however this process ends."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(run.path / "starting", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise RunFolderError(
+            f"run {run.path.name!r} is being started by another command; look at it with: posttrain status {run.words}"
+        ) from None
+    finally:
+        os.close(descriptor)
+
+
+def _await_begin(run: RunFolder, opened: Session, output: Path) -> None:
+    """Until the run is held; MachineError where its process ended before."""
+    until = time.monotonic() + BEGIN_S
+    logs = set(run.logs.glob("attempt-*.log"))
+    while time.monotonic() < until:
+        # A run that was quick has been held and let go: it has a log that was not there before.
+        if holder(run) is not None or set(run.logs.glob("attempt-*.log")) - logs:
+            return
+        if not opened.alive():
+            said = output.read_text(errors="replace").strip().splitlines()[-5:] if output.exists() else []
+            more = "\n".join(said) or "type the same with `run` in place of `start` to see why"
+            raise MachineError(f"the run ended before it began:\n{more}")
+        time.sleep(0.1)
+    raise MachineError(f"the run did not begin within {BEGIN_S:.0f} s; look at it with: posttrain attach {run.words}")
+
+
+def _tell(run: RunFolder, opened: Session) -> None:
+    place = "a session of its own" if opened.kind == "own" else f"{opened.kind} session {opened.name}"
+    click.echo(f"run {run.path.name} goes on in {place}")
+    for command in ("attach", "logs -f", "status", "stop"):
+        name, _, flag = command.partition(" ")
+        click.echo(f"  posttrain {name} {run.words}{f' {flag}' if flag else ''}")

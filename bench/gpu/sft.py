@@ -85,13 +85,15 @@ def measure(name: str, cell: Cell, options: argparse.Namespace, out: Path) -> di
     first = time.perf_counter() - started
     for number in range(1, options.warm):
         step(number)
-    torch.cuda.reset_peak_memory_stats()
+    if options.steps:
+        torch.cuda.reset_peak_memory_stats()
     for number in range(options.warm, options.warm + options.steps):
         started = time.perf_counter()
         step(number)
         seconds.append(time.perf_counter() - started)
     peak = torch.cuda.max_memory_allocated()
-    rates = [cell.tokens / second for second in seconds]
+    # With no further step the first one counts, compilation and all.
+    rates = [cell.tokens / second for second in seconds or [first]]
     row = {
         "cell": name,
         **asdict(cell),

@@ -22,7 +22,7 @@ from posttrain.cli.options import (
     runs_dir_option,
 )
 from posttrain.cli.run_command import RecipeGroup, chosen_run, run_options
-from posttrain.errors import MachineError, RunFolderError
+from posttrain.errors import InputError, MachineError, RunFolderError
 from posttrain.host.sessions import KINDS, Session, best_kind, open_session, session_name
 from posttrain.recipe.load import FoundRecipe, shipped_names
 from posttrain.recipe.spelling import did_you_mean
@@ -63,10 +63,15 @@ def _start_of_run(name: str) -> click.Command:
             known = [*shipped_names(), *run_names(runs_dir)]
             message = f"there is no recipe and no run {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
             raise RunFolderError(message) from error
+        if unknown := click.get_current_context().args:
+            raise InputError(f"{unknown[0]}: a run that exists takes no flags of its recipe but those it began with")
         words = ["resume", name, *given_words(click.get_current_context(), options)]
         start_detached(run, recipe_file.load(run.recipe), words, session, attach)
 
-    return click.Command(name, callback=start_run, params=[*options, *_own_options()], help="Go on with this run.")
+    # What is no recipe may be followed by a recipe's flags: that there is no such run is the first thing to say.
+    lenient = {"ignore_unknown_options": True, "allow_extra_args": True}
+    params = [*options, *_own_options()]
+    return click.Command(name, lenient, callback=start_run, params=params, help="Go on with this run.")
 
 
 def _own_options() -> list[click.Parameter]:

@@ -64,8 +64,9 @@ def test_a_message_of_an_unknown_role_is_named(tmp_path: Path) -> None:
 
 def test_a_task_of_an_unknown_world_is_named(tmp_path: Path) -> None:
     row = {"id": "a", "world": "mars", "prompt": {"messages": []}, "reference": {}, "solution": []}
-    assert "world: 'mars' plays no tasks; answers, calculator, decisions, repair, spelling, tools do" in fault(
-        tmp_path, json.dumps(row) + "\n", "tasks"
+    assert (
+        "world: 'mars' plays no tasks; answers, calculator, calls, code, decisions, repair, spelling, tools do"
+        in fault(tmp_path, json.dumps(row) + "\n", "tasks")
     )
 
 

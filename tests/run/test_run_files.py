@@ -37,12 +37,12 @@ def test_the_lock_is_held_by_one_and_freed_by_death(tmp_path: Path) -> None:
         assert child.stdout is not None and child.stdout.readline() == "held\n"
         with pytest.raises(RunFolderError, match=f"held by process {child.pid} on "), RunLock(run):
             pass
-        assert f"process {child.pid} on" in (holder(run) or "")
+        assert f"process {child.pid} on" in str(holder(run))
     finally:
         child.kill()
         child.communicate()
     with RunLock(run):
-        assert f"process {os.getpid()} on" in (holder(run) or "")
+        assert f"process {os.getpid()} on" in str(holder(run))
     assert holder(run) is None
 
 

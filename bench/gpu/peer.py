@@ -149,7 +149,10 @@ def main() -> None:
                     f"first losses {first_loss:.4f} and {loss:.4f}",
                     flush=True,
                 )
-            except Exception as error:  # A cell of the peer that does not run is a row of the table, too.
+            except (
+                RuntimeError,
+                ValueError,
+            ) as error:  # Out of memory, or refused: a row of the table, too.
                 row = {"cell": name, "error": f"{type(error).__name__}: {error}"[:400]}
                 print(f"{name:40} {row['error'][:160]}", flush=True)
             rows.append(row)

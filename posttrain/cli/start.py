@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
@@ -23,7 +23,7 @@ from posttrain.cli.options import (
 )
 from posttrain.cli.run_command import RecipeGroup, chosen_run, run_options
 from posttrain.errors import InputError, MachineError, RunFolderError
-from posttrain.host.sessions import KINDS, Session, best_kind, open_session, session_name
+from posttrain.host.sessions import KINDS, Kind, Session, best_kind, open_session, session_name
 from posttrain.recipe.load import FoundRecipe, shipped_names
 from posttrain.recipe.spelling import did_you_mean
 from posttrain.recipe.types import Recipe
@@ -119,9 +119,9 @@ def start_detached(run: RunFolder, recipe: Recipe, words: list[str], session: st
             return
         if not run.recipe.exists():
             recipe_file.save(recipe, run.recipe)
-        kind = session or best_kind()
+        kind = cast(Kind, session) if session else best_kind()
         output = run.logs / "session.log"
-        opened = open_session(kind, session_name(run.path.name), words, sys.executable, output)  # type: ignore[arg-type]
+        opened = open_session(kind, session_name(run.path.name), words, sys.executable, output)
         write_json_atomic(run.session, asdict(opened))
         _await_begin(run, opened, output)
     _tell(run, opened)

@@ -129,7 +129,11 @@ class Projection:
         self.transposed, self.packed = transposed, packed
         weight, bias, lora_A, lora_B = parameters
         self.weight = None if weight is None else weight.to(dtype)
-        stored: torch.Size = (packed if weight is None else weight).shape  # type: ignore[union-attr]
+        if weight is None:
+            assert packed is not None
+            stored = packed.shape
+        else:
+            stored = weight.shape
         self.size_in, self.size_out = stored[1:] if transposed else stored[:0:-1]
         self.bias = None if bias is None else bias.to(dtype)
         self.rank = 0

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
 
 import torch
 
@@ -65,29 +64,6 @@ def lanes(segments: Sequence[tuple[int, int, tuple[int, int] | None]], device: t
     )
 
 
-class Kernel(Protocol):
-    """Attention of N segments, each causal to its last key and within `window` keys, itself included."""
-
-    def forward(
-        self, q_THD: Tensor, k_SKD: Tensor, v_SKD: Tensor, lanes: Lanes, window: int | None, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        """Output [T, H, D] and float32 log-sum-exp [H, T]."""
-        ...
-
-    def backward(
-        self,
-        grad_THD: Tensor,
-        q_THD: Tensor,
-        k_SKD: Tensor,
-        v_SKD: Tensor,
-        out_THD: Tensor,
-        lse_HT: Tensor,
-        lanes: Lanes,
-        window: int | None,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]: ...
-
-
 @contextmanager
 def _in_one_order() -> Iterator[None]:
     """The kernel adds up the queries' gradient in one order only where that is asked for without leave to warn."""
@@ -100,11 +76,15 @@ def _in_one_order() -> Iterator[None]:
 
 
 class FlashKernel:
-    """FlashAttention 2 as it is inside PyTorch: float16 or bfloat16 on CUDA."""
+    """FlashAttention 2 as it is inside PyTorch, for float16 or bfloat16 on CUDA.
+
+    Each of the N segments is causal to its last key and sees at most `window` keys, itself included.
+    """
 
     def forward(
         self, q_THD: Tensor, k_SKD: Tensor, v_SKD: Tensor, lanes: Lanes, window: int | None, scale: float
     ) -> tuple[Tensor, Tensor]:
+        """Output [T, H, D] and float32 log-sum-exp [H, T]."""
         out_THD, lse_HT, *_ = torch.ops.aten._flash_attention_forward(
             q_THD, k_SKD, v_SKD, *self._layout(lanes), 0.0, True, False, scale=scale, **self._window(window)
         )
@@ -122,6 +102,7 @@ class FlashKernel:
         window: int | None,
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of queries, keys and values, for an output and a log-sum-exp that may have a sink in them."""
         # The random state is dropout's, and there is none.
         unused = torch.empty(2, dtype=torch.uint64, device=q_THD.device), torch.empty(0, device=q_THD.device)
         tensors = grad_THD, q_THD, k_SKD, v_SKD, out_THD, lse_HT
@@ -137,7 +118,7 @@ class FlashKernel:
         return {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
 
 
-FLASH: Kernel = FlashKernel()
+FLASH = FlashKernel()
 
 
 class VarlenAttention(torch.autograd.Function):

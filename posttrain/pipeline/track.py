@@ -76,11 +76,11 @@ class Tracker:
 
     def __init__(self, name: str, run: RunFolder, recipe: Recipe, say: Callable[[str], None]) -> None:
         self.name, self.say = name, say
-        self.library: Library | None = None
+        self.backend: Library | None = None
         if name == "none":
             return
         try:
-            self.library = LIBRARIES[name](run, recipe)
+            self.backend = LIBRARIES[name](run, recipe)
         except ImportError as error:
             raise MachineError(f"--tracker {name}: {error}; pip install 'posttrain[track]'") from error
 
@@ -93,13 +93,13 @@ class Tracker:
 
     def close(self) -> None:
         self._try(lambda library: library.close())
-        self.library = None
+        self.backend = None
 
     def _try(self, act: Callable[[Library], None]) -> None:
-        if self.library is None:
+        if self.backend is None:
             return
         try:
-            act(self.library)
+            act(self.backend)
         except Exception as error:
-            self.library = None
+            self.backend = None
             self.say(f"WARNING: {self.name} failed and is told nothing more: {type(error).__name__}: {error}")

@@ -118,7 +118,7 @@ def test_a_tracker_is_told_the_rows_numbers_and_let_go_of_when_it_fails(
     said: list[str] = []
     recipe = find("smoke").build({})
     tracker = Tracker("wandb", run, recipe, said.append)
-    library = tracker.library
+    library = tracker.backend
     tracker.log("train", 3, {"step": 3, "loss": 0.5, "note": "x", "missing": None})
     tracker.log("train", 4, {"step": 4, "fail": 1})
     tracker.log("train", 5, {"step": 5, "loss": 0.4})

@@ -2,6 +2,7 @@
 
 A field that changes the weights has no default, so that a recipe shows every number it trains with.
 What does not change the weights belongs to `Execution`.
+All of them stand in one file, however long, because a recipe is written with this page beside it.
 """
 
 from collections.abc import Iterator

@@ -10,7 +10,6 @@ neither's time. The peer makes no loss mask; ours does. Numbers go to `bench/res
 import argparse
 import json
 import os
-import re
 import resource
 import statistics
 import subprocess
@@ -227,11 +226,9 @@ def peak_memory(place: Path) -> dict[str, Any]:
         name="rows", content="conversations", sources=(source,), max_tokens=8192, too_long="drop", faulty_share=0.0
     )
     prepare_dataset(dataset, CHAT, tokenizer, place / "made", "bench", WORKERS, lambda done: None)
-    # Not ru_maxrss, which a process inherits from who started it.
-    [own] = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     made = sum(file.stat().st_size for file in (place / "made").iterdir())
-    return {"process_bytes": 1024 * int(own), "largest_worker_bytes": 1024 * workers, "made_bytes": made}
+    return {"process_bytes": machine.peak_bytes(), "largest_worker_bytes": 1024 * workers, "made_bytes": made}
 
 
 # ---------------------------------------------------------------- table

@@ -11,7 +11,6 @@ writes `bench/results/export*.json`.
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -141,7 +140,7 @@ def child(what: str, source: Path, target: Path) -> dict[str, float]:
     """Do one thing; seconds, bytes written, and the peak memory of this process."""
     target.mkdir()
     work = prepare(what, source, target)
-    before = peak_memory()
+    before = machine.peak_bytes()
     started = time.perf_counter()
     work()
     for file in target.rglob("*"):
@@ -151,11 +150,7 @@ def child(what: str, source: Path, target: Path) -> dict[str, float]:
             os.close(descriptor)
     seconds = time.perf_counter() - started
     written = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
-    return {"seconds": seconds, "bytes": written, "peak_bytes": peak_memory(), "imports_bytes": before}
-
-
-def peak_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"seconds": seconds, "bytes": written, "peak_bytes": machine.peak_bytes(), "imports_bytes": before}
 
 
 def prepare(what: str, source: Path, target: Path) -> Callable[[], None]:

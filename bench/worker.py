@@ -6,7 +6,6 @@ Reads a JSON request per line, answers a JSON line: `{"rows": [...]}` or `{"pair
 
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from bench.toy import ADAMW, VOCABULARY
+from posttrain.host import machine
 
 BETA = 0.1
 Step = Callable[[dict[str, Any], bool], float]
@@ -45,8 +45,7 @@ def main() -> None:
         seconds = time.perf_counter() - started
         if "gradients" in request:
             save_file(gradients(), request["gradients"])
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"loss": loss, "seconds": seconds, "peak_bytes": peak}), file=answers)
+        print(json.dumps({"loss": loss, "seconds": seconds, "peak_bytes": machine.peak_bytes()}), file=answers)
 
 
 def ours(spec: dict[str, Any]) -> tuple[Step, Callable[[], dict[str, torch.Tensor]]]:

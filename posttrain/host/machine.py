@@ -105,6 +105,7 @@ def forget_peak() -> None:
 
 def peak_bytes() -> int:
     """The most memory that the process has held since the last `forget_peak`."""
+    # Not ru_maxrss where it can be helped: a process inherits that from the one that started it.
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

@@ -1,0 +1,1 @@
+"""HTTP: traces, datasets and runs, a dashboard, and an OpenAI-compatible endpoint."""

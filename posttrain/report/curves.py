@@ -121,7 +121,7 @@ def curve_panel(title: str, points: Points, thresholds: Sequence[float], missing
         places = sorted({*range(0, len(points), math.ceil(len(points) / MOST_POINTS_DRAWN)), len(points) - 1})
         path = "M" + "L".join(f"{x(steps[at]):.1f} {y(line[at]):.1f}" for at in places)
         marks.append(f'<path d="{path}" class="smooth"/>')
-    if held_out:
+    if len(held_out):
         joined = "M" + "L".join(f"{x(s):.1f} {y(v):.1f}" for s, v in held_out)
         marks.append(f'<path d="{joined}" class="held"/>')
         marks += [f'<circle cx="{x(s):.1f}" cy="{y(v):.1f}" r="3" class="held"/>' for s, v in held_out]
@@ -129,7 +129,7 @@ def curve_panel(title: str, points: Points, thresholds: Sequence[float], missing
     labels = [(x(steps[0]), plain(steps[0]), "start"), (x(steps[-1]), f"step {plain(steps[-1])}", "end")]
     caption = f"dots: {'raw' if stretch == 1 else f'lowest and highest of every {stretch} raw values'}"
     caption += f"; line: mean of {window} steps" if window > 1 else "; line: joins them" if len(points) > 1 else ""
-    caption += "; rings: held-out data" if held_out else ""
+    caption += "; rings: held-out data" if len(held_out) else ""
     caption += "; dashed: gate" if shown else ""
     caption += f"; {missing} step{'s' if missing > 1 else ''} without a number" if missing else ""
     return Panel(title, caption, _svg(told, _grid(ticks, y) + "".join(marks) + _labels(labels)))

@@ -170,6 +170,7 @@ def list_episodes(site: Site, path: Any, choice: Choice, page: int) -> Listed:
 class Side:
     title: str
     row: dict[str, Any]
+    score: float | None
     parts: dict[str, float]
 
 
@@ -189,8 +190,9 @@ def open_episode(
             wanted.append((place, int(other)))
         sides = []
         for place, one in wanted:
-            (row,) = site.episodes(phases[place]).rows([one])
-            sides.append(Side(place, row, score_parts(row)))
+            among = site.episodes(phases[place])
+            (row,) = among.rows([one])
+            sides.append(Side(place, row, among.heads[one].score, score_parts(row)))
     return sides, others
 
 

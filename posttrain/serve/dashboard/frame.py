@@ -16,6 +16,7 @@ STYLE = "".join(
     path.read_text()
     for path in (Path(posttrain.report.__file__).with_name("page.css"), Path(__file__).with_name("style.css"))
 )
+KEEP_FOCUS = Path(__file__).with_name("keep_focus.js").read_text()
 RUN_PAGES = {"": "Overview", "/episodes": "Episodes", "/data": "Data", "/report": "Report", "/chat": "Chat"}
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -25,7 +26,7 @@ Result = TypeVar("Result")
 def frame(title: str, run_name: str | None = None, here: str = "") -> Iterator[None]:
     """A page called `title`; within a run, with links to its other pages. `here`: which of them is open."""
     ui.page_title(f"{title} · posttrain")
-    ui.add_head_html(f"<style>{STYLE}</style>")
+    ui.add_head_html(f"<style>{STYLE}</style><script>{KEEP_FOCUS}</script>")
     pages = (
         {f"{ROOT}/run/{run_name}{part}": (told, part == here) for part, told in RUN_PAGES.items()} if run_name else {}
     )

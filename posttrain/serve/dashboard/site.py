@@ -19,7 +19,7 @@ from posttrain.pipeline.base import CACHE
 from posttrain.recipe.types import Recipe
 from posttrain.report import curves, words
 from posttrain.report.episodes import EpisodeIndex
-from posttrain.report.page import transcript
+from posttrain.report.page import last_request, transcript
 from posttrain.report.read import read_object
 from posttrain.report.steps import StepColumns
 from posttrain.run import recipe_file
@@ -119,7 +119,12 @@ def _fragments() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals |= {"words": words, "curves": curves, "root": ROOT, "messages_of": messages.split}
-    environment.filters |= {"visible": messages.visible, "transcript": transcript, "readable": readable}
+    environment.filters |= {
+        "visible": messages.visible,
+        "transcript": transcript,
+        "last_request": last_request,
+        "readable": readable,
+    }
     return environment
 
 

@@ -15,7 +15,7 @@ PAGES: tuple[Callable[[Site], None], ...] = (runs.pages, run.pages, episodes.pag
 
 def add_pages(app: FastAPI, settings: Settings) -> None:
     """NiceGUI's pages are the process's: of several apps in it, the last one made has them."""
-    site = Site(settings)
+    site = Site(app, settings)
 
     @app.get("/", include_in_schema=False)
     def first_page() -> RedirectResponse:

@@ -12,7 +12,7 @@ from posttrain.chat.render import Renderer
 from posttrain.data.shard import Shard
 from posttrain.recipe.types import PreparePhase, Recipe
 from posttrain.run.folder import RunFolder
-from posttrain.serve.dashboard.frame import apart, button, frame, markup, refill
+from posttrain.serve.dashboard.frame import apart, button, frame, markup, page, refill
 from posttrain.serve.dashboard.site import ROOT, Site, recipe_of, renderer_of
 
 MOST_TOKENS = 6_000
@@ -44,7 +44,7 @@ class Item:
 
 
 def pages(site: Site) -> None:
-    @ui.page("/run/{name}/data")
+    @page("/run/{name}/data")
     def data_page(name: str, dataset: str | None = None, item: int = 1) -> None:
         run = site.run(name)
         with frame(f"{name}: data", name, "/data"):

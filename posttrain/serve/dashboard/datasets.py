@@ -15,7 +15,7 @@ from posttrain.report.read import listing, mapping, read_object
 from posttrain.run.existing import run_names
 from posttrain.run.folder import RunFolder
 from posttrain.serve.dashboard.data import Item
-from posttrain.serve.dashboard.frame import apart, button, every, frame, markup, refill
+from posttrain.serve.dashboard.frame import apart, button, every, frame, markup, page, refill
 from posttrain.serve.dashboard.site import ROOT, Site
 
 LOOK_EVERY_S = 5.0
@@ -32,7 +32,7 @@ class Lineage:
 
 
 def pages(site: Site) -> None:
-    @ui.page("/datasets")
+    @page("/datasets")
     def datasets_page() -> None:
         with frame("Datasets", here="datasets"):
             table = markup("datasets", datasets=None)
@@ -44,7 +44,7 @@ def pages(site: Site) -> None:
 
             every(LOOK_EVERY_S, look)
 
-    @ui.page("/dataset/{key}")
+    @page("/dataset/{key}")
     def dataset_page(key: str, row: int = 1) -> None:
         stored = site.settings.registry.find(key)
         with frame(key, here="datasets"):

@@ -8,7 +8,7 @@ from nicegui import ui
 from posttrain.report.episodes import Choice, EpisodeIndex, Head, Order, Outcome, score_parts
 from posttrain.report.read import read_run
 from posttrain.run.folder import RunFolder
-from posttrain.serve.dashboard.frame import apart, button, every, frame, markup, refill
+from posttrain.serve.dashboard.frame import apart, button, every, frame, markup, page, refill
 from posttrain.serve.dashboard.site import ROOT, Site
 
 PAGE_ROWS = 20
@@ -28,7 +28,7 @@ class Listed:
 
 
 def pages(site: Site) -> None:
-    @ui.page("/run/{name}/episodes")
+    @page("/run/{name}/episodes")
     def episodes_page(name: str, phase: str | None = None, episode: int | None = None) -> None:
         run = site.run(name)
         with frame(f"{name}: episodes", name, "/episodes"):

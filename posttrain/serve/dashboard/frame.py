@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -11,13 +12,14 @@ import posttrain.report
 from posttrain.errors import PosttrainError
 from posttrain.run.redaction import redact
 from posttrain.serve.dashboard.site import ROOT, fragment
+from posttrain.serve.problems import Problem
 
 STYLE = "".join(
     path.read_text()
     for path in (Path(posttrain.report.__file__).with_name("page.css"), Path(__file__).with_name("style.css"))
 )
 KEEP_FOCUS = Path(__file__).with_name("keep_focus.js").read_text()
-RUN_PAGES = {"": "Overview", "/episodes": "Episodes", "/data": "Data", "/report": "Report", "/chat": "Chat"}
+RUN_PAGES = {"": "Overview", "/episodes": "Episodes", "/data": "Data", "/report": "Report"}
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
@@ -33,6 +35,26 @@ def frame(title: str, run_name: str | None = None, here: str = "") -> Iterator[N
     ui.html(fragment("frame", title=title, run_name=run_name, here=here, pages=pages), sanitize=False, tag="header")
     with ui.element("main").props("id=content tabindex=-1"):
         yield
+
+
+def page(path: str) -> Callable[[Callable[Given, None]], Callable[Given, None]]:
+    """A page that says what is wrong where it cannot be built."""
+
+    def decorate(build: Callable[Given, None]) -> Callable[Given, None]:
+        @wraps(build)
+        def built(*given: Given.args, **named: Given.kwargs) -> None:
+            try:
+                build(*given, **named)
+            except PosttrainError as error:
+                ui.context.slot.parent.clear()
+                ui.status_code(error.status if isinstance(error, Problem) else 422)
+                with frame("Not to be shown"):
+                    ui.label(redact(str(error))).props("role=alert").classes("fault")
+
+        ui.page(path)(built)
+        return built
+
+    return decorate
 
 
 def markup(name: str = "", tag: str = "div", **given: Any) -> ui.html:

@@ -4,11 +4,11 @@ from fastapi import FastAPI, Path
 from fastapi.responses import HTMLResponse
 from nicegui import ui
 
-from posttrain.report import page
+from posttrain.report import page as report_page
 from posttrain.report.document import document
 from posttrain.report.read import read_run
 from posttrain.run.folder import NAME
-from posttrain.serve.dashboard.frame import frame
+from posttrain.serve.dashboard.frame import frame, page
 from posttrain.serve.dashboard.site import ROOT, Site
 
 POLICY = "sandbox allow-popups; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -21,13 +21,13 @@ def routes(app: FastAPI, site: Site) -> None:
         """As it was written; of a run that has not come that far, as it would be now, which writes nothing."""
         run = site.run(name)
         written = run.path / "report.html"
-        text = written.read_text(encoding="utf-8") if written.is_file() else page.page(document(read_run(run)))
+        text = written.read_text(encoding="utf-8") if written.is_file() else report_page.page(document(read_run(run)))
         return HTMLResponse(text.encode("utf-8", "replace"), headers={"Content-Security-Policy": POLICY})
 
 
 def pages(site: Site) -> None:
-    @ui.page("/run/{name}/report")
-    def report_page(name: str) -> None:
+    @page("/run/{name}/report")
+    def framed_page(name: str) -> None:
         site.run(name)
         with frame(f"{name}: report", name, "/report"):
             address = f"{ROOT}/report/{name}"

@@ -11,7 +11,7 @@ from posttrain.report.read import TRAINING_KINDS, GateRecord, PhaseRecord, RunRe
 from posttrain.run.folder import RunFolder
 from posttrain.run.journal import Journal
 from posttrain.serve import control
-from posttrain.serve.dashboard.frame import apart, button, every, frame, markup, refill
+from posttrain.serve.dashboard.frame import apart, button, every, frame, markup, page, refill
 from posttrain.serve.dashboard.remaining import Clock, Remaining, progress_of
 from posttrain.serve.dashboard.site import Site, recipe_of
 
@@ -47,7 +47,7 @@ class View:
 def pages(site: Site) -> None:
     clock = Clock()
 
-    @ui.page("/run/{name}")
+    @page("/run/{name}")
     def run_page(name: str) -> None:
         site.run(name)
         with frame(name, name):

@@ -9,14 +9,14 @@ from posttrain.recipe.flags import Flag, FlagValue
 from posttrain.recipe.load import find, shipped_names
 from posttrain.report import words
 from posttrain.serve import control
-from posttrain.serve.dashboard.frame import apart, button, every, frame, markup, refill, tell
+from posttrain.serve.dashboard.frame import apart, button, every, frame, markup, page, refill, tell
 from posttrain.serve.dashboard.site import Site
 
 LOOK_EVERY_S = 2.0
 
 
 def pages(site: Site) -> None:
-    @ui.page("/")
+    @page("/")
     def runs_page() -> None:
         with frame("Runs", here="runs"):
             with ui.element("div").classes("toolbar"):

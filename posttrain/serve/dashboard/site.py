@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from fastapi import FastAPI
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -54,6 +55,7 @@ class Recent(Generic[Value]):
 
 @dataclass
 class Site:
+    app: FastAPI
     settings: Settings
     steps: Recent[StepColumns] = field(default_factory=lambda: Recent(StepColumns, 64))
     episodes: Recent[EpisodeIndex] = field(default_factory=lambda: Recent(EpisodeIndex, 16))

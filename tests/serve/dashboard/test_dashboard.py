@@ -16,7 +16,7 @@ HOSTILE = (
     "<img src=x onerror=\"window.hacked=1\"><script>window.hacked=1</script><svg onload='window.hacked=1'>"
     '</pre></div>{{ 7 * 7 }}${window.hacked=1}`<a href="javascript:window.hacked=1" autofocus onfocus=window.hacked=1>'
 )
-LONG_STEPS = 60
+LONG_STEPS = 40
 
 
 def long_smoke(settings, name):
@@ -41,7 +41,7 @@ def dots(page):
     return loss.locator("circle.raw").count() if loss.count() else 0
 
 
-def wait_for(condition, seconds=90, what="it"):
+def wait_for(condition, seconds=300, what="it"):
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if found := condition():
@@ -68,7 +68,7 @@ def test_a_run_is_watched_stopped_resumed_and_read(served, open_browser):
     assert states(page)["tool_sft"] == "stopped"
     page.get_by_role("button", name="Resume").click()
     wait_for(lambda: states(page).get("tool_sft") == "complete", what="the rest of the training")
-    wait_for(lambda: states(page).get("export") == "complete", seconds=120, what="the whole run")
+    wait_for(lambda: states(page).get("export") == "complete", what="the whole run")
     page.locator(".stateline .status.finished").wait_for()
     events = [json.loads(line)["event"] for line in run.events.read_text().splitlines()]
     assert events.count("attempt_started") == 2 and "stopped" in events and "run_completed" in events

@@ -3,10 +3,10 @@
 `python -m bench.export` makes a random GPT-OSS of 2 GB in a temporary folder, merges an adapter into it and writes it
 as MXFP4 and GGUF, in turn with plain writes of as many bytes (`disk` past the page cache, the fastest seen;
 `disk, cached` through it and synced at the end, as most programs do), and with the same computations without a disk
-(`compute ...`); then PEFT's `merge_and_unload` and `save_pretrained` on the same files. `--one-layer` takes one layer of
-the 20B model's shapes instead, with its embedding and head. Everything is a process of its own, timed inside after its
-imports; files are synced before the clock stops, the model that is read has just been read. Prints tables and writes
-`bench/results/export*.json`.
+(`compute ...`); then PEFT's `merge_and_unload` and `save_pretrained` on the same files. `--one-layer` takes one layer
+of the 20B model's shapes instead, with its embedding and head. Everything is a process of its own, timed inside after
+its imports; files are synced before the clock stops, the model that is read has just been read. Prints tables and
+writes `bench/results/export*.json`.
 """
 
 import argparse

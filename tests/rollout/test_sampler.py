@@ -141,8 +141,8 @@ def test_how_many_slots_there_are_changes_no_token(toy, prompts, budget):
 
 def test_a_prompt_is_prefilled_once_for_its_group(toy, prompts, monkeypatch):
     seen = []
-    forward = in_process._Batch._forward
-    monkeypatch.setattr(in_process._Batch, "_forward", lambda batch, turns: seen.extend(turns) or forward(batch, turns))
+    forward = in_process.Batch._forward
+    monkeypatch.setattr(in_process.Batch, "_forward", lambda batch, turns: seen.extend(turns) or forward(batch, turns))
     several = [prompt for prompt in prompts for _ in range(6)]
     InProcessSampler(load_model(toy), STOPS, "float32", 100).sample(several, range(30), WARM)
     assert [list(turn.new) for turn in seen] == prompts

@@ -72,15 +72,51 @@ def joined(pieces: Sequence[Piece]) -> list[Piece]:
     return made
 
 
-class Plain:
-    """Everything up to a stop token is the answer."""
+def without_begun(text: str, mark: str) -> str:
+    """The text without what may be the beginning of `mark` at its end."""
+    for length in range(min(len(mark), len(text)), 0, -1):
+        if text.endswith(mark[:length]):
+            return text[:-length]
+    return text
 
-    def __init__(self, tokenizer: Tokenizer, stop_tokens: frozenset[int]) -> None:
-        self._decoder, self._stops = Decoder(tokenizer), stop_tokens
+
+class Plain:
+    """Everything is the answer, but for the tokens that are hidden."""
+
+    def __init__(self, tokenizer: Tokenizer, hidden: frozenset[int]) -> None:
+        self._decoder, self._hidden = Decoder(tokenizer), hidden
 
     def read(self, tokens: Sequence[int]) -> list[Piece]:
-        text = "".join(self._decoder.add(token) for token in tokens if token not in self._stops)
-        return joined([Piece("final", text)])
+        return joined([Piece("final", self._decoder.add(token)) for token in tokens if token not in self._hidden])
 
     def end(self) -> list[Piece]:
         return joined([Piece("final", self._decoder.end())])
+
+
+class StopTexts:
+    """The answer up to the first of these texts, which may come in several pieces."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = texts
+        self._held = ""
+        self.met = False
+
+    def read(self, pieces: Sequence[Piece]) -> list[Piece]:
+        return joined([self._cut(piece) for piece in pieces])
+
+    def end(self) -> list[Piece]:
+        held, self._held = self._held, ""
+        return joined([Piece("final", "" if self.met else held)])
+
+    def _cut(self, piece: Piece) -> Piece:
+        if piece.channel != "final":
+            return piece
+        text = self._held + piece.text
+        found = [place for place in (text.find(stop) for stop in self.texts) if place >= 0]
+        if self.met or found:
+            told, self._held = "" if self.met else text[: min(found)], ""
+            self.met = True
+        else:
+            told = min((without_begun(text, stop) for stop in self.texts), key=len, default=text)
+            self._held = text[len(told) :]
+        return Piece("final", told)

@@ -88,7 +88,6 @@ class Batch:
     prompt: tuple[tuple[int, ...], Past, torch.Tensor] | None = None
     """The last prompt, where some of its group still wait: tokens, cached, first logits."""
 
-
     def __post_init__(self) -> None:
         self.slots: list[Turn | None] = [None] * self.cache.slots
         self.logits_BV = torch.empty(0)

@@ -2,7 +2,7 @@
 
 One thread owns the models. It steps the batch of each model in turn; what is asked of it comes in between two steps.
 
-Axes: B slot, V vocabulary.
+Axes: B slot, T position of a prompt, V vocabulary.
 """
 
 import threading
@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from posttrain.engine.decode import DecodeProgram, decode_program
 from posttrain.engine.forward import device_of, next_logits, precision_context
 from posttrain.engine.slots import Prefill, empty_cache
-from posttrain.recipe.types import Precision
 from posttrain.errors import Stopped
+from posttrain.recipe.types import Precision
 from posttrain.rollout.in_process import Batch, Turn
 from posttrain.rollout.sampler import Sampled
 
@@ -84,8 +84,13 @@ class Live(Batch):
         super().__init__(model, None, cache, deque(), refill_share=MOST_SLOTS)
 
     @property
+    def count(self) -> int:
+        """Requests that are not done."""
+        return len(self.arrived) + len(self._inside)
+
+    @property
     def busy(self) -> bool:
-        return bool(self.arrived or self._inside)
+        return self.count > 0
 
     @torch.inference_mode()
     def advance(self) -> None:
@@ -136,9 +141,7 @@ class Live(Batch):
     def _resize(self, slots: int, positions: int, clock: int) -> None:
         """Put the sequences at work into a cache of this size."""
         program, turns = self._program(slots), [turn for turn in self.slots if turn]
-        pasts = [
-            self.cache.take(slot, turn.length + len(turn.tokens)) for slot, turn in enumerate(self.slots) if turn
-        ]
+        pasts = [self.cache.take(slot, turn.length + len(turn.tokens)) for slot, turn in enumerate(self.slots) if turn]
         kept = torch.tensor([slot for slot, turn in enumerate(self.slots) if turn], device=self.logits_BV.device)
         self.cache = empty_cache(self.model, slots, positions, program.order if program else None, clock)
         self.cache.place(dict(enumerate(pasts)))
@@ -167,12 +170,11 @@ class Live(Batch):
         super()._note(slot, token, logprob)
         if isinstance(turn, Request) and self.slots[slot] is None:
             self._inside.discard(turn)
-            ended = "stop" if token in turn.stops else "length"
-            turn.deliver(Sampled(turn.tokens, turn.logprobs, ended))
+            turn.deliver(Sampled(turn.tokens, turn.logprobs, "stop" if token in turn.stops else "length"))
 
     @torch.inference_mode()
     def prompt_tokens(self, prompt: Sequence[int], count: int) -> list[Token]:
-        """The prompt's tokens after the first, as what comes before foretells them at temperature 1; axes: T position."""
+        """The prompt's tokens after the first, as what comes before foretells them at temperature 1."""
         device = device_of(self.model)
         with precision_context(self.precision, device):
             ids_T = torch.tensor(prompt, device=device)

@@ -113,7 +113,7 @@ def test_a_cancelled_request_frees_its_slot_and_disturbs_nobody(toy, monkeypatch
     monkeypatch.setattr(module, "MOST_SLOTS", 2)
     live = Live(toy, "float32", 1 << 16)
     endless = sampling(KINDS[1], 3000)
-    first, ear = asked([7, 8, 9], 1, endless)
+    first, _ = asked([7, 8, 9], 1, endless)
     second, _ = asked([7, 8], 2, endless)
     third, late = asked([10, 11], 3, sampling(KINDS[1], 20))
     for request in (first, second, third):

@@ -5,7 +5,7 @@ A field that is not known here is refused; so is one whose value would change an
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from posttrain.chat.conversation import Conversation, Effort
 from posttrain.data.formats.messages import written
@@ -115,6 +115,16 @@ class Function(Strict):
     parameters: dict[str, Any] | None = None
     strict: Literal[False] | None = None
     """Nothing forces arguments to follow their schema."""
+
+    @field_validator("parameters")
+    @classmethod
+    def _schema(cls, schema: dict[str, Any] | None) -> dict[str, Any] | None:
+        properties = (schema or {}).get("properties", {})
+        if (schema or {}).get("type", "object") != "object":
+            raise ValueError("the schema of parameters is of type object")
+        if not isinstance(properties, dict) or not all(isinstance(one, dict) for one in properties.values()):
+            raise ValueError("properties is an object of schemas")
+        return schema
 
 
 class ToolOffered(Strict):

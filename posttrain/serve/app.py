@@ -7,12 +7,13 @@ from fastapi import APIRouter, FastAPI
 
 from posttrain import __version__
 from posttrain.serve import openai, runs
+from posttrain.serve.dashboard.attach import add_pages
 from posttrain.serve.problems import add_handlers
 from posttrain.serve.security import Security
 from posttrain.serve.settings import Settings
 
 ROUTERS: tuple[APIRouter, ...] = (runs.router, openai.router)
-PAGES: tuple[Callable[[FastAPI, Settings], None], ...] = ()
+PAGES: tuple[Callable[[FastAPI, Settings], None], ...] = (add_pages,)
 """What puts pages of its own on the app, after all routers."""
 
 
@@ -32,6 +33,6 @@ def make_app(settings: Settings) -> FastAPI:
     add_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
-    for add_pages in PAGES:
-        add_pages(app, settings)
+    for add in PAGES:
+        add(app, settings)
     return app

@@ -1,12 +1,12 @@
 """How fast models are merged and written as GGUF, beside the disk and beside PEFT, and how much memory that takes.
 
 `python -m bench.export` makes a random GPT-OSS of 2 GB in a temporary folder, merges an adapter into it and writes it
-as MXFP4 and GGUF, in turn with plain writes of as many bytes (`disk` past the page cache, the fastest seen;
-`disk, cached` through it and synced at the end, as most programs do), and with the same computations without a disk
-(`compute ...`); then PEFT's `merge_and_unload` and `save_pretrained` on the same files. `--one-layer` takes one layer
-of the 20B model's shapes instead, with its embedding and head. Everything is a process of its own, timed inside after
-its imports; files are synced before the clock stops, the model that is read has just been read. Prints tables and
-writes `bench/results/export*.json`.
+as GGUF, in turn with plain writes of as many bytes (`disk` past the page cache, the fastest seen; `disk, cached`
+through it and synced at the end, as most programs do); then PEFT's `merge_and_unload` and `save_pretrained` on the
+same files, the types that arithmetic limits, and computations without a disk (`compute ...`). `--one-layer` takes one
+layer of the 20B model's shapes instead, with its embedding and head. Everything is a process of its own, timed inside
+after its imports; files are synced before the clock stops, the model that is read has just been read. Prints tables
+and writes `bench/results/export*.json`.
 """
 
 import argparse
@@ -43,23 +43,15 @@ TOY = {
 }
 ONE_LAYER = {"num_hidden_layers": 1}
 """Of the 20B model, whose other shapes are the config's defaults."""
-COMPUTED = ("merge", "gguf bf16", "gguf q8_0", "gguf auto")
-TURN = [
-    "disk",
-    "disk, cached",
-    "merge",
-    "mxfp4",
-    "gguf bf16",
-    "gguf q8_0",
-    "gguf auto",
-    *(f"compute {what}" for what in COMPUTED),
-]
-ONE_LAYER_TURN = ["disk", "disk, cached", "merge", "mxfp4", "gguf bf16", "gguf q8_0", "gguf auto"]
+WRITTEN = ("disk", "disk, cached", "merge", "gguf bf16")
+"""What the disk is meant to limit: in turn, several times."""
+COMPUTED = ("mxfp4", "gguf q8_0", "gguf auto", "compute merge", "compute gguf bf16", "compute gguf q8_0")
+"""What arithmetic limits, and arithmetic alone."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.export", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="how often the disk and the merge alternate")
+    parser.add_argument("--rounds", type=int, default=5, help="how often the disk and what it limits alternate")
     parser.add_argument("--layers", type=int, default=TOY["num_hidden_layers"], help="of the random model, 0.2 GB each")
     parser.add_argument("--one-layer", action="store_true", help="one layer of the 20B shape")
     parser.add_argument("--child", nargs=3, metavar=("WHAT", "SOURCE", "TARGET"), help=argparse.SUPPRESS)
@@ -73,7 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-export-") as folder:
         source = Path(folder) / "source"
         make_model(source, ONE_LAYER if given.one_layer else TOY | {"num_hidden_layers": given.layers})
-        plan = ONE_LAYER_TURN if given.one_layer else TURN * given.rounds + ["peft"] * 2
+        plan = [*WRITTEN * given.rounds, *(() if given.one_layer else ("peft",) * 2), *COMPUTED]
         measured: dict[str, list[dict[str, float]]] = {}
         for what in plan:
             found = run_child(what, source, Path(folder) / "target")

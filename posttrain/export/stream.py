@@ -22,8 +22,8 @@ from posttrain.run.folder import fsync_folder
 Result = TypeVar("Result")
 BUFFER_BYTES = 8 * 1024**2
 """What is handed to the disk at once."""
-BUFFERS = 3
-"""One is filled while another waits and a third is written; more would only take memory."""
+BUFFERS = 8
+"""So many may wait for the disk: it writes on while a part takes long, and a merge took 0.7 s where three took 0.8."""
 ALIGNED_BYTES = 4096
 """Direct writes are whole multiples of it."""
 SYNC_BYTES = 256 * 1024**2

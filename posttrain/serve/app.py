@@ -6,13 +6,13 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI
 
 from posttrain import __version__
-from posttrain.serve import runs
+from posttrain.serve import openai, runs
 from posttrain.serve.dashboard.attach import add_pages
 from posttrain.serve.problems import add_handlers
 from posttrain.serve.security import Security
 from posttrain.serve.settings import Settings
 
-ROUTERS: tuple[APIRouter, ...] = (runs.router,)
+ROUTERS: tuple[APIRouter, ...] = (runs.router, openai.router)
 PAGES: tuple[Callable[[FastAPI, Settings], None], ...] = (add_pages,)
 """What puts pages of its own on the app, after all routers."""
 
@@ -23,6 +23,8 @@ def make_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         yield
+        if hasattr(app.state, "generation"):
+            app.state.generation.close()
 
     # The pages of FastAPI that show the OpenAPI document load their scripts from elsewhere.
     app = FastAPI(title="posttrain", version=__version__, docs_url=None, redoc_url=None, lifespan=life)

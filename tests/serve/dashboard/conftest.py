@@ -36,7 +36,7 @@ class Heard:
     requests: list[str] = field(default_factory=list)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(tmp_path_factory):
     home = tmp_path_factory.mktemp("served")
     with socket.create_server(("127.0.0.1", 0)) as listening:

@@ -1,11 +1,10 @@
 """Runs as the endpoints and the dashboard see and steer them, through what the commands do."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from posttrain.launch import here
 from posttrain.pipeline.history import read_history
@@ -25,8 +24,7 @@ from posttrain.serve.settings import Settings
 State = Literal["running", "finished", "stopped", "failed", "gate_failed", "not begun"]
 
 
-@dataclass(frozen=True)
-class RunState:
+class RunState(BaseModel):
     name: str
     state: State
     completed: tuple[str, ...]
@@ -49,9 +47,16 @@ def run_of(settings: Settings, name: str) -> RunFolder:
     return run_named(name, settings.runs_dir)
 
 
-def all_runs(settings: Settings) -> Iterator[RunState]:
-    for name in run_names(settings.runs_dir):
-        yield state_of(RunFolder(settings.runs_dir / name))
+def newest_names(settings: Settings) -> list[str]:
+    """By when their folder was begun."""
+
+    def begun(name: str) -> float:
+        try:
+            return (settings.runs_dir / name / "recipe.json").stat().st_mtime
+        except OSError:
+            return 0.0
+
+    return sorted(run_names(settings.runs_dir), key=begun, reverse=True)
 
 
 def state_of(run: RunFolder) -> RunState:

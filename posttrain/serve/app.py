@@ -8,6 +8,7 @@ from fastapi.security import HTTPBearer
 
 from posttrain import __version__
 from posttrain.serve import datasets, duel, evaluations, models, runs, trace_routes
+from posttrain.serve.dashboard.attach import add_pages
 from posttrain.serve.problems import RESPONSES, add_handlers
 from posttrain.serve.security import Security
 from posttrain.serve.settings import Settings
@@ -21,7 +22,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     evaluations.router,
     models.router,
 )
-PAGES: tuple[Callable[[FastAPI, Settings], None], ...] = ()
+PAGES: tuple[Callable[[FastAPI, Settings], None], ...] = (add_pages,)
 """What puts pages of its own on the app, after all routers."""
 
 
@@ -42,6 +43,6 @@ def make_app(settings: Settings) -> FastAPI:
     for router in ROUTERS:
         # `Security` asks for the token; this only says so in the OpenAPI document.
         app.include_router(router, responses=RESPONSES, dependencies=[Depends(HTTPBearer(auto_error=False))])
-    for add_pages in PAGES:
-        add_pages(app, settings)
+    for add in PAGES:
+        add(app, settings)
     return app

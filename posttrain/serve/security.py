@@ -9,6 +9,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from posttrain.serve.dashboard.login import login_page
 from posttrain.serve.problems import problem_response
 from posttrain.serve.settings import MOST_BODY_BYTES, Settings
 
@@ -83,6 +84,8 @@ class Security:
         cookie = HTTPConnection(scope).cookies.get(self.cookie)
         if cookie is not None and self._is_token(cookie):
             return None
+        if "text/html" in headers.get("accept", ""):
+            return login_page()
         detail = "the token is absent or wrong: send `Authorization: Bearer TOKEN`, or open the link that was printed"
         return problem_response(401, detail, {"WWW-Authenticate": "Bearer"})
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.security import HTTPBearer
 
 from posttrain import __version__
-from posttrain.serve import datasets, duel, evaluations, models, runs, trace_routes
+from posttrain.serve import datasets, duel, evaluations, models, openai, runs, trace_routes
 from posttrain.serve.dashboard.attach import add_pages
 from posttrain.serve.problems import RESPONSES, add_handlers
 from posttrain.serve.security import Security
@@ -21,6 +21,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     runs.router,
     evaluations.router,
     models.router,
+    openai.router,
 )
 PAGES: tuple[Callable[[FastAPI, Settings], None], ...] = (add_pages,)
 """What puts pages of its own on the app, after all routers."""
@@ -33,6 +34,8 @@ def make_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         yield
+        if hasattr(app.state, "generation"):
+            app.state.generation.close()
         store.close()
 
     # The pages of FastAPI that show the OpenAPI document load their scripts from elsewhere.

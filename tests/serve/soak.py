@@ -1,6 +1,6 @@
 """Many clients at once against `posttrain serve`: nothing acknowledged is lost, no version is made twice.
 
-    python -m tests.serve.soak [--clients 64] [--calls 20000] [--postgresql]
+python -m tests.serve.soak [--clients 64] [--calls 20000] [--postgresql]
 """
 
 import argparse

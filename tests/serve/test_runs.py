@@ -1,5 +1,6 @@
 """Runs over HTTP: one is started, stopped, held by somebody else, resumed, read, ranked and registered."""
 
+import itertools
 import json
 import platform
 import time
@@ -118,7 +119,8 @@ def test_status_and_list_say_what_the_command_says(at: tuple[Client, Settings], 
 
 def test_metrics_are_the_raw_ones(at: tuple[Client, Settings], smoke: str) -> None:
     client, settings = at
-    rows = [json.loads(line) for line in open(settings.runs_dir / smoke / "phases" / "tool_sft" / "metrics.jsonl")]
+    text = (settings.runs_dir / smoke / "phases" / "tool_sft" / "metrics.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
     assert client.get(f"/api/runs/{smoke}/metrics").json()["phases"]["tool_sft"] == rows
     part = client.get(f"/api/runs/{smoke}/metrics?phase=tool_sft&after_step=1&limit=2").json()
     wanted = [row for row in rows if row["step"] > 1]
@@ -138,7 +140,15 @@ def test_artifacts_are_listed_with_digests_and_nothing_else_is_given(at: tuple[C
     assert "link" not in listed and "folder/secret" not in listed
     given = client.get(f"/api/runs/{smoke}/artifacts/{path}")
     assert given.content == (folder / path).read_bytes()
-    for wrong in ("%2e%2e/secret", "link", "folder/secret", "phases", "%2fetc%2fpasswd", "x%00", "phases/../report.md/"):
+    for wrong in (
+        "%2e%2e/secret",
+        "link",
+        "folder/secret",
+        "phases",
+        "%2fetc%2fpasswd",
+        "x%00",
+        "phases/../report.md/",
+    ):
         assert client.get(f"/api/runs/{smoke}/artifacts/{wrong}").status_code == 404, wrong
 
 
@@ -147,7 +157,7 @@ def test_the_leaderboard_ranks_what_was_asked_alike(at: tuple[Client, Settings],
     entries = client.get("/api/evaluations/leaderboard", params={"dataset": "tools"}).json()
     of_run = [entry for entry in entries if entry["run"] == smoke]
     assert {"eval_base", "eval_grpo"} <= {entry["evaluation"].split("/")[1] for entry in of_run}
-    for one, two in zip(entries, entries[1:], strict=False):
+    for one, two in itertools.pairwise(entries):
         if (one["dataset"], one["dataset_digest"]) == (two["dataset"], two["dataset_digest"]):
             assert one["score"] >= two["score"] and two["rank"] == one["rank"] + 1
     assert client.get("/api/evaluations/leaderboard?dataset=none").json() == []
@@ -164,11 +174,13 @@ def test_a_registered_version_is_a_model_state_by_digest(at: tuple[Client, Setti
     again = client.post("/api/models/caller/versions", json={"run": smoke, "version": "first"})
     assert again.status_code == 409 and "version 'first' already" in again.json()["detail"]
     numbered = client.post("/api/models/caller/versions", json={"run": smoke}).json()
-    assert numbered["version"] == "v2" and numbered["phase"] in result["state"]["phase"] or numbered["phase"]
+    assert (numbered["version"] == "v2" and numbered["phase"] in result["state"]["phase"]) or numbered["phase"]
     listed = client.get("/api/models").json()
-    assert [one["version"] for one in listed[0]["versions"]] == ["first", "v2"] == [
-        one["version"] for one in client.get("/api/models/caller").json()["versions"]
-    ]
+    assert (
+        [one["version"] for one in listed[0]["versions"]]
+        == ["first", "v2"]
+        == [one["version"] for one in client.get("/api/models/caller").json()["versions"]]
+    )
     assert client.get("/api/models/caller/versions/first").json()["fault"] is None
     weights = settings.runs_dir / smoke / "phases" / "tool_sft" / "final" / "adapter_model.safetensors"
     kept = weights.read_bytes()

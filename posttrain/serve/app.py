@@ -9,7 +9,7 @@ from fastapi.security import HTTPBearer
 from posttrain import __version__
 from posttrain.serve import datasets, duel, evaluations, models, openai, runs, trace_routes
 from posttrain.serve.dashboard.attach import add_pages
-from posttrain.serve.problems import RESPONSES, add_handlers
+from posttrain.serve.problems import add_handlers
 from posttrain.serve.security import Security
 from posttrain.serve.settings import Settings
 from posttrain.serve.store import open_store
@@ -45,7 +45,7 @@ def make_app(settings: Settings) -> FastAPI:
     add_handlers(app)
     for router in ROUTERS:
         # `Security` asks for the token; this only says so in the OpenAPI document.
-        app.include_router(router, responses=RESPONSES, dependencies=[Depends(HTTPBearer(auto_error=False))])
+        app.include_router(router, dependencies=[Depends(HTTPBearer(auto_error=False))])
     for add in PAGES:
         add(app, settings)
     return app

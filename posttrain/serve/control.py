@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
@@ -60,19 +60,27 @@ def newest_names(settings: Settings) -> list[str]:
 
 
 def state_of(run: RunFolder) -> RunState:
-    history, stored = read_history(Journal(run.events)), manifest.read(run)
+    journal = Journal(run.events)
+    history, stored = read_history(journal), manifest.read(run)
     held = holder(run) is not None
     beat = read_heartbeat(run) if held else None
-    attempts = stored.get("attempts") or [{}]
-    ended: State = attempts[-1].get("outcome") or ("not begun" if not stored else "failed")
+    done = [event.get("phase") for event in journal.read() if event.get("event") == "phase_completed"]
     return RunState(
         name=run.path.name,
-        state="running" if held else "finished" if history.finished else ended,
-        completed=tuple(history.completed),
+        state="running" if held else "finished" if history.finished else _ended(stored),
+        completed=tuple(phase for phase in dict.fromkeys(done) if phase in history.completed),
         created=stored.get("created"),
         doing=beat.doing if beat else None,
         idle_s=since_boot() - beat.moved if beat else None,
     )
+
+
+def _ended(stored: Mapping[str, Any]) -> State:
+    """How the last attempt ended; one that was killed left no note."""
+    if not stored.get("attempts"):
+        return "not begun"
+    outcome = stored["attempts"][-1].get("outcome")
+    return outcome if outcome in ("stopped", "gate_failed") else "failed"
 
 
 def start(
@@ -122,10 +130,10 @@ def _checked(settings: Settings, found: FoundRecipe, given: Mapping[str, FlagVal
 
 
 def _fault(settings: Settings, flag: Flag, value: FlagValue) -> str | None:
-    if flag.choices:
-        return None if value in flag.choices else f"is none of {', '.join(map(str, flag.choices))}"
     if value is None:
         return None if flag.default is None else "must not be null"
+    if flag.choices:
+        return None if value in flag.choices else f"is none of {', '.join(map(str, flag.choices))}"
     right = type(value) in ((int, float) if flag.type is float else (flag.type,))
     if not right:
         return f"is {type(value).__name__}, not {flag.type.__name__}"

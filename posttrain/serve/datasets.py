@@ -28,13 +28,13 @@ from posttrain.data.registry import Stored as StoredDataset
 from posttrain.data.rows import ConversationRow, Fault
 from posttrain.data.statistics import Statistics, spread
 from posttrain.errors import DataError
-from posttrain.serve.problems import Problem
+from posttrain.serve.problems import RESPONSES, Problem
 from posttrain.serve.settings import Serving, Settings
 from posttrain.serve.store import Store, Stored
 from posttrain.serve.tables import TraceRow
 from posttrain.serve.traces import Filters, Trace, add_traces, matching, payloads
 
-router = APIRouter(prefix="/api/datasets", tags=["datasets"])
+router = APIRouter(prefix="/api/datasets", tags=["datasets"], responses=RESPONSES)
 ExportFormat = Literal["trace", "tunix_sft", "training_example"]
 Part = Annotated[str, StringConstraints(pattern=f"^{PART.pattern}$")]
 Provenance = Annotated[str, StringConstraints(max_length=128, pattern=r"^[^\x00]*$")]

@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from posttrain import __version__
 from posttrain.serve.datasets import ExportFormat, as_lines, conversation_row
-from posttrain.serve.problems import Problem
+from posttrain.serve.problems import RESPONSES, Problem
 from posttrain.serve.store import Stored
 from posttrain.serve.tables import TraceRow
 from posttrain.serve.traces import Filters, Trace, add_traces, find_trace, matching, payload_of, payloads
 from posttrain.worlds import duel
 
-router = APIRouter(prefix="/api/ungar", tags=["duel"])
+router = APIRouter(prefix="/api/ungar", tags=["duel"], responses=RESPONSES)
 PREVIEWED = 3
 MOST = 1000
 DUELS = Filters(source="ungar", game="high_card_duel")

@@ -9,9 +9,10 @@ from pydantic import BaseModel
 from posttrain.report.read import Row, mapping, number, read_object, read_run
 from posttrain.run.existing import run_names
 from posttrain.run.folder import BASELINES, EVALUATIONS, RunFolder
+from posttrain.serve.problems import RESPONSES
 from posttrain.serve.settings import Serving, Settings
 
-router = APIRouter(prefix="/api/evaluations", tags=["evaluations"])
+router = APIRouter(prefix="/api/evaluations", tags=["evaluations"], responses=RESPONSES)
 SCORE = ".score"
 
 

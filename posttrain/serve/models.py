@@ -15,12 +15,12 @@ from posttrain.pipeline.results import Result, damaged_output, read_result
 from posttrain.run import recipe_file
 from posttrain.run.folder import NAME, RunFolder
 from posttrain.serve import control
-from posttrain.serve.problems import Problem
+from posttrain.serve.problems import RESPONSES, Problem
 from posttrain.serve.settings import Serving
 from posttrain.serve.store import Store, Stored
 from posttrain.serve.tables import ModelRow, ModelVersionRow
 
-router = APIRouter(prefix="/api/models", tags=["models"])
+router = APIRouter(prefix="/api/models", tags=["models"], responses=RESPONSES)
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME.pattern}$")]
 ModelName = Annotated[str, InPath(pattern=f"^{NAME.pattern}$")]
 Described = Annotated[str, StringConstraints(max_length=2000, pattern=r"^[^\x00]*$")]

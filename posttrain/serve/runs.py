@@ -19,10 +19,10 @@ from posttrain.run.journal import read_lines
 from posttrain.run.lock import holder
 from posttrain.run.redaction import redact
 from posttrain.serve import control
-from posttrain.serve.problems import Problem
+from posttrain.serve.problems import RESPONSES, Problem
 from posttrain.serve.settings import Serving
 
-router = APIRouter(prefix="/api/runs", tags=["runs"])
+router = APIRouter(prefix="/api/runs", tags=["runs"], responses=RESPONSES)
 RunName = Annotated[str, InPath(pattern=f"^{NAME.pattern}$")]
 Value = str | int | float | bool | None
 LOOK_EVERY_S = 0.3

@@ -14,7 +14,7 @@ from posttrain.data.formats import evaluation
 from posttrain.data.formats.format import BadRow
 from posttrain.scoring.answers import score_answer
 from posttrain.scoring.score import Score
-from posttrain.serve.problems import Problem
+from posttrain.serve.problems import RESPONSES, Problem
 from posttrain.serve.store import Stored
 from posttrain.serve.tables import ScoreRow, TraceBody, TraceRow
 from posttrain.serve.traces import (
@@ -29,7 +29,7 @@ from posttrain.serve.traces import (
     payload_of,
 )
 
-router = APIRouter(prefix="/api/traces", tags=["traces"])
+router = APIRouter(prefix="/api/traces", tags=["traces"], responses=RESPONSES)
 MOST_TRACES = 1000
 """In one batch."""
 Criteria = Literal["answer", "exact", "contains", "numeric"]

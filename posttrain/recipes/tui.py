@@ -104,7 +104,7 @@ def tui(
     quick_test: Annotated[bool, "The tiny base on small parts of the same data, 50 steps a phase, on a laptop"] = False,
     grpo: Annotated[bool, "Whether the last training phase is carried out"] = True,
     task_file: Annotated[str, "JSONL of tasks of your own that GRPO plays as well"] = "",
-    task_format: Annotated[TaskFormat, "Rows of the task file: description, starter_code, tests; or our own"] = "code_task",
+    task_format: Annotated[TaskFormat, "Its rows: description, starter_code, tests; or our own"] = "code_task",
     base: Annotated[str, "Model folder, or OWNER/NAME on the hub, in place of gpt-oss-20b"] = "",
     max_steps: Annotated[int, "Steps of each training phase at most; 0 for the curriculum's own"] = 0,
     seed: Annotated[int, "Seed of data, order, adapters and sampling"] = 42,

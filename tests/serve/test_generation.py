@@ -117,7 +117,8 @@ def test_the_command_says_what_is_served_first(runs):
     def served(model, *more):
         context = serve.make_context("serve", ["--runs-dir", str(runs), "--threads", "1", *more])
         given = {name: context.params[name] for name in context.params if name != "model"}
-        return _served(model, given)
+        with context.scope():
+            return _served(model, given)
 
     assert served("smoke").first == "smoke" and not served("smoke").folders
     assert served("smoke", "--state", "base").first == "smoke/base"

@@ -28,7 +28,7 @@ types: $(STAMPS)/test-installed
 rules: $(STAMPS)/test-installed
 	$(BIN)/lint-imports
 
-tests: $(STAMPS)/test-installed $(STAMPS)/node $(STAMPS)/toolchains $(STAMPS)/tunix
+tests: $(STAMPS)/test-installed $(STAMPS)/node $(STAMPS)/toolchains $(STAMPS)/chromium $(STAMPS)/tunix
 	OMP_NUM_THREADS=1 POSTTRAIN_TEST_TOOLS=$(CURDIR)/$(NODE_TOOLS) \
 	POSTTRAIN_NODE_MODULES=$(CURDIR)/$(NODE_TOOLS)/node_modules \
 	POSTTRAIN_TUNIX_PYTHON=$(CURDIR)/$(TUNIX)/bin/python $(BIN)/pytest -n $(JOBS) --dist worksteal
@@ -73,6 +73,13 @@ $(STAMPS)/tunix: constraints-tunix.txt Makefile
 	@$(PYTHON) -m venv $(TUNIX) && \
 	$(TUNIX)/bin/python -m pip install --disable-pip-version-check -q -c constraints-tunix.txt $(TUNIX_PACKAGES) && \
 	touch $@ || { rm -rf $(TUNIX); echo "Tunix cannot be installed: its tests will be skipped"; }
+
+# A browser for the dashboard's tests, which skip, naming it, where it is not.
+$(STAMPS)/chromium: Makefile
+	@command -v chromium >/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -y -q --no-install-recommends chromium; } || true
+	@if command -v chromium >/dev/null; then mkdir -p $(STAMPS) && touch $@; \
+		else echo "chromium is missing: its tests will be skipped"; fi
 
 clean:
 	rm -rf .venv .tools build dist *.egg-info

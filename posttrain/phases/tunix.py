@@ -83,7 +83,8 @@ class Worker:
         write_json_atomic(self.folder / "request.json", self.request())
         with open(self.folder / "log.txt", "ab") as log:
             child = subprocess.Popen(
-                [program, str(WORKER), str(self.folder / "request.json")],
+                # -P: what lies beside the worker is not what it imports.
+                [program, "-P", str(WORKER), str(self.folder / "request.json")],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

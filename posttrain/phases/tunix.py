@@ -19,6 +19,7 @@ from posttrain.data.shard import Shard
 from posttrain.engine import adapters
 from posttrain.engine.optimizer import learning_rate
 from posttrain.errors import InputError, PhaseFault, Stopped
+from posttrain.host.cache import cache_folder
 from posttrain.host.tunix import interpreter
 from posttrain.phases.context import ModelState, PhaseContext, PhaseOutcome
 from posttrain.phases.finish import commit_state
@@ -195,6 +196,8 @@ class Worker:
         threads, device = str(self.context.execution.threads), self.context.execution.device
         # XLA has no option of its own for the size of its pool.
         given = {"NPROC": threads, "PJRT_NPROC": threads, "TF_CPP_MIN_LOG_LEVEL": "2"}
+        # A resumed run compiles nothing again.
+        given["JAX_COMPILATION_CACHE_DIR"] = str(cache_folder() / "jax")
         # Another environment's packages are not for it.
         kept = {name: value for name, value in without_secrets().items() if name != "PYTHONPATH"}
         return kept | given | ({} if device == "auto" else {"JAX_PLATFORMS": device})

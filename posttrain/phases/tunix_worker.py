@@ -9,6 +9,7 @@ Axes: B row, T position, V token of the vocabulary, D in, R rank; N, K heads, H 
 """
 
 import collections
+import functools
 import json
 import math
 import os
@@ -82,6 +83,7 @@ def family_of(request: Request) -> Family:
             from tunix.models.llama3 import model as llama
             from tunix.models.llama3 import params as llama_params
 
+            turn_by(llama, fields["rope_theta"])
             config = llama.ModelConfig(**fields)
             return Family(llama.Llama3, config, llama_params._get_key_and_transform_mapping(config), None)
         case "qwen2":
@@ -94,9 +96,15 @@ def family_of(request: Request) -> Family:
             from tunix.models.qwen3 import model as qwen3
             from tunix.models.qwen3 import params as qwen3_params
 
+            turn_by(qwen3, fields["rope_theta"])
             config = qwen3.ModelConfig(**fields)
             return Family(qwen3.Qwen3, config, qwen3_params._get_key_and_transform_mapping(config), None)
     raise ValueError(f"no family {request['family']!r}")
+
+
+def turn_by(module: Any, rope_theta: float) -> None:
+    """Tunix 0.1.7 rotates Llama and Qwen 3 by its own θ of a million, whatever their configuration says."""
+    module.apply_rope = functools.partial(module.apply_rope, rope_theta=rope_theta)
 
 
 def placed(family: Family, name: str) -> tuple[str, Any]:
@@ -322,6 +330,9 @@ class Trainer(peft_trainer.PeftTrainer):
         )
         super().__init__(model, optimizer_of(request), config)
         self.with_loss_fn(loss).with_gen_model_input_fn(lambda batch: batch)
+        # What a step returns is bound to its device; given so from the first one on, there is one program to compile.
+        for part in (self.model, self.optimizer):
+            nnx.update(part, jax.device_put(nnx.state(part), jax.devices()[0]))
         self.rows.extend(self._restored_custom_metadata.get("rows", []))
 
     def custom_checkpoint_metadata(self) -> dict[str, Any]:

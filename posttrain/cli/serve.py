@@ -7,19 +7,22 @@ import platform
 import secrets
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from posttrain.cli.data import open_registry, registry_option
+from posttrain.cli.models import chosen_model, execution_given, model_options, precision_option, where_options
 from posttrain.cli.options import runs_dir_option
 from posttrain.errors import InputError, MachineError
+from posttrain.run.folder import NAME
 
 if TYPE_CHECKING:
-    from posttrain.serve.settings import Settings
+    from posttrain.serve.settings import ServedModels, Settings
 
 NEEDED = ("fastapi", "uvicorn", "nicegui", "sqlalchemy", "alembic")
 """Of the extra."""
+SHORTEST_TOKEN = 16
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -32,6 +35,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
               "[default: posttrain in the user's data folder]")  # fmt: skip
 @click.option("--ingest-dir", type=click.Path(path_type=Path, file_okay=False), help="The one folder that traces are "
               "read from.  [default: ingest in the data folder]")  # fmt: skip
+@click.option("--model", metavar="RUN|MODEL", help="A run, a model or adapter folder, a hub id: listed first in "
+              "/v1/models, and what adapters are loaded on.  [default: none; runs go by their names]")  # fmt: skip
 @registry_option()
 def serve(
     host: str,
@@ -39,8 +44,9 @@ def serve(
     host_name: tuple[str, ...],
     data_dir: Path | None,
     ingest_dir: Path | None,
+    model: str | None,
     registry_dir: Path | None,
-    runs_dir: Path,
+    **given: Any,
 ) -> None:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -53,10 +59,12 @@ def serve(
     token, database_url = os.environ.pop(names.TOKEN, None), os.environ.pop(names.DATABASE_URL, None)
     if host not in LOOPBACK and not token:
         raise InputError(f"--host {host} can be reached by others: set a token of your own in {names.TOKEN}")
+    if token is not None and len(token) < SHORTEST_TOKEN:
+        raise InputError(f"{names.TOKEN} has {len(token)} characters: give it at least {SHORTEST_TOKEN}")
     listening = _listen(host, port)
     port = listening.getsockname()[1]
     settings = names.Settings(
-        runs_dir=runs_dir.absolute(),
+        runs_dir=given["runs_dir"].absolute(),
         data_dir=(data_dir or names.default_data_dir()).absolute(),
         registry=open_registry(registry_dir),
         token=token or secrets.token_urlsafe(24),
@@ -65,11 +73,27 @@ def serve(
         host=host,
         port=port,
         host_names=host_name,
+        models=_served(model, given),
     )
     _run(settings, listening)
 
 
-serve.params.append(runs_dir_option())
+serve.params += [*model_options(), runs_dir_option(), precision_option(), *where_options()]
+
+
+def _served(model: str | None, given: dict[str, Any]) -> "ServedModels":
+    from posttrain.serve.settings import ServedModels
+
+    how: dict[str, Any] = {"execution": execution_given(given), "precision": given["precision"]}
+    if model is None:
+        alone = [name for name in ("state", "adapter", "effort") if given[name] is not None]
+        if alone:
+            raise InputError(f"--{alone[0]} goes with --model, which says of what")
+        return ServedModels(**how)
+    chosen, _ = chosen_model(model, given)
+    if NAME.fullmatch(model) and (given["runs_dir"] / model / "recipe.json").is_file() and given["effort"] is None:
+        return ServedModels(first=model if given["state"] is None else f"{model}/{given['state']}", **how)
+    return ServedModels(first=chosen.name, folders={chosen.name: chosen}, **how)
 
 
 def _listen(host: str, port: int) -> socket.socket:

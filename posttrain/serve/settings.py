@@ -1,15 +1,20 @@
 """Where the server finds its things, and who may ask it."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from posttrain.data.registry import Registry
 from posttrain.host.sessions import Kind
+from posttrain.recipe.types import Execution, Precision
+
+if TYPE_CHECKING:
+    from posttrain.phases.chosen_model import ChosenModel
 
 TOKEN, DATABASE_URL = "POSTTRAIN_TOKEN", "POSTTRAIN_DATABASE_URL"
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000
@@ -19,6 +24,19 @@ MOST_BODY_BYTES = 1_000_000
 def default_data_dir() -> Path:
     """`posttrain` where the user's data are."""
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "posttrain"
+
+
+@dataclass(frozen=True)
+class ServedModels:
+    """Models for `/v1` and the chat besides those of the runs folder, and how all of them run."""
+
+    first: str | None = None
+    """What is listed first, and whose base adapters are loaded on: RUN, RUN/STATE, or one of `folders`."""
+    folders: "Mapping[str, ChosenModel]" = field(default_factory=dict)
+    """Models that belong to no run, by their names."""
+    execution: Execution = field(default_factory=Execution)
+    precision: Precision = "float32"
+    """Of matrix products."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +54,7 @@ class Settings:
     port: int = DEFAULT_PORT
     host_names: tuple[str, ...] = ()
     """Further names under which browsers reach it."""
+    models: ServedModels = field(default_factory=ServedModels)
     session: Kind | None = None
     """What started runs live in; None: the first that is there."""
 

@@ -50,7 +50,8 @@ def train(context: PhaseContext, phase: SftPhase, shard: Shard, of_steps: Rows) 
     state, outputs = commit_state(context, phase, worker.write)
     counts = {"rows": shard.num_rows, "samples": len(shard), "samples_read": sum(map(len, of_steps))}
     epochs = counts["samples_read"] / len(shard.mixture(context.recipe.seed))
-    return PhaseOutcome(outputs, summary(context.folder.metrics) | {"epochs": epochs}, counts, state)
+    metrics = summary(context.folder.metrics) | {"epochs": epochs}
+    return PhaseOutcome(outputs, metrics, counts, state, details={"packages": worker.versions})
 
 
 def refuse_other_work(phase: SftPhase, state: ModelState) -> None:
@@ -74,6 +75,8 @@ class Worker:
         self.context, self.phase, self.shard, self.of_steps = context, phase, shard, of_steps
         self.folder = context.folder.path / "tunix"
         self.output = self.folder / "result.safetensors"
+        self.versions: dict[str, str] = {}
+        """Of the worker's packages, once it has begun."""
         self.rates = [learning_rate(phase.optimizer, step, len(of_steps)) for step in range(1, len(of_steps) + 1)]
 
     def steps(self) -> Iterator[dict[str, Any]]:
@@ -97,7 +100,7 @@ class Worker:
         try:
             yield from self._heard(child)
         finally:
-            # Its input ends, so it does.
+            # Whatever ended this, nothing trains on behind it.
             child.kill()
             child.communicate()
 
@@ -109,6 +112,7 @@ class Worker:
             said = json.loads(line)
             match said["event"]:
                 case "begun":
+                    self.versions = said["versions"]
                     self._go_on_after(said["step"], said["rows"])
                 case "step":
                     yield self._record(said["row"])

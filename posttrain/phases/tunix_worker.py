@@ -18,6 +18,8 @@ import resource
 import sys
 import threading
 import time
+import traceback
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -406,7 +408,8 @@ def run(request: Request) -> None:
     if request["lora"]:
         model = with_adapter(model, family, request["lora"], request["seed"])
     trainer = Trainer(model, request)
-    say("begun", step=trainer.train_steps, rows=list(trainer.rows))
+    versions = {name: metadata.version(name) for name in ("google-tunix", "qwix", "jax", "flax", "optax")}
+    say("begun", step=trainer.train_steps, rows=list(trainer.rows), versions=versions)
     trainer.with_data_hooks(Batches(Data(request), request["steps"], stop))
     trainer.train(())
     if trainer.train_steps < request["steps"]:
@@ -427,9 +430,17 @@ def main() -> None:
         run(json.loads(Path(sys.argv[1]).read_text()))
     except Fault as fault:
         say("failed", reason=str(fault))
+    except BaseException:
+        traceback.print_exc()
+        leave(1)
+    leave(0)
+
+
+def leave(code: int) -> None:
+    """At once: the thread that waits for input would be in the way of an orderly end."""
     OUT.flush()
-    # The thread that waits for input would keep the process.
-    os._exit(0)
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

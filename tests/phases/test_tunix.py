@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.data.prepare import prepare_dataset
 from posttrain.errors import InputError, MachineError, ModelError, PhaseFault, Stopped
-from posttrain.host.tunix import PYTHON, interpreter
+from posttrain.host.tunix import PACKAGES, PYTHON, interpreter
 from posttrain.phases import sft
 from posttrain.phases.context import ModelState, PhaseContext, PhaseOutcome
 from posttrain.phases.tunix import WORKER, refuse_other_work
@@ -182,6 +182,7 @@ def test_losses_are_pytorchs_and_what_is_saved_has_tunix_logits(
     assert theirs.losses[-1] < theirs.losses[0] - 0.1
     told = ("step", "learning_rate", "tokens", "target_tokens")
     assert [[row[name] for name in told] for row in theirs.rows] == [[row[name] for name in told] for row in ours.rows]
+    assert outcome.details["packages"].keys() >= {"google-tunix", "jax"}
     assert theirs.rows[0].keys() == ours.rows[0].keys() and outcome.metrics["final_loss"] == theirs.losses[-1]
     if rank == 0:
         # From the same weights all steps agree; an adapter begins with other random numbers.
@@ -252,7 +253,7 @@ def test_without_tunix_the_way_to_it_is_told(named: str | None, monkeypatch: pyt
         monkeypatch.setenv(PYTHON, named)
     with pytest.raises(MachineError, match="no such program" if named else r"pip install google-tunix") as caught:
         interpreter()
-    assert caught.value.exit_code == 5
+    assert caught.value.exit_code == 5 and PACKAGES in (WORKER.parents[2] / "Makefile").read_text()
 
 
 def test_what_only_pytorch_does_is_refused_with_all_reasons() -> None:

@@ -198,13 +198,13 @@ class Worker:
 
     def environment(self) -> dict[str, str]:
         threads, device = str(self.context.execution.threads), self.context.execution.device
-        # XLA has no option of its own for the size of its pool.
-        given = {"NPROC": threads, "PJRT_NPROC": threads, "TF_CPP_MIN_LOG_LEVEL": "2"}
-        # A resumed run compiles nothing again.
-        given["JAX_COMPILATION_CACHE_DIR"] = str(cache_folder() / "jax")
+        # XLA has no option of its own for the size of its pool. What was compiled is kept, so that a resumed run
+        # compiles nothing again.
+        given = {"NPROC": threads, "PJRT_NPROC": threads, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        kept = {"JAX_COMPILATION_CACHE_DIR": str(cache_folder() / "jax"), "TF_CPP_MIN_LOG_LEVEL": "2"}
         # Another environment's packages are not for it.
-        kept = {name: value for name, value in without_secrets().items() if name != "PYTHONPATH"}
-        return kept | given | ({} if device == "auto" else {"JAX_PLATFORMS": device})
+        ours = {name: value for name, value in without_secrets().items() if name != "PYTHONPATH"}
+        return kept | ours | given | ({} if device == "auto" else {"JAX_PLATFORMS": device})
 
     def write(self, folder: Path) -> None:
         """The trained tensors, as files of a state."""

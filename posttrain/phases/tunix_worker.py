@@ -175,7 +175,12 @@ def with_adapter(model: nnx.Module, family: Family, lora: Request, seed: int) ->
         alpha=lora["alpha"],
         lora_a_initializer=jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
     )
-    return qwix.apply_lora_to_model(model, provider, rngs=nnx.Rngs(seed), **model.get_model_input())
+
+    @nnx.jit
+    def attached(model: nnx.Module) -> nnx.Module:
+        return qwix.apply_lora_to_model(model, provider, rngs=nnx.Rngs(seed), **model.get_model_input())
+
+    return attached(model)
 
 
 def flat(state: Any) -> dict[str, np.ndarray]:

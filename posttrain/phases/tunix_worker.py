@@ -176,11 +176,11 @@ def with_adapter(model: nnx.Module, family: Family, lora: Request, seed: int) ->
         lora_a_initializer=jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
     )
 
-    @nnx.jit
     def attached(model: nnx.Module) -> nnx.Module:
         return qwix.apply_lora_to_model(model, provider, rngs=nnx.Rngs(seed), **model.get_model_input())
 
-    return attached(model)
+    # One program in place of one for every operation.
+    return nnx.jit(attached)(model)
 
 
 def flat(state: Any) -> dict[str, np.ndarray]:

@@ -26,7 +26,7 @@ types: $(STAMPS)/test-installed
 rules: $(STAMPS)/test-installed
 	$(BIN)/lint-imports
 
-tests: $(STAMPS)/test-installed $(STAMPS)/node $(STAMPS)/toolchains
+tests: $(STAMPS)/test-installed $(STAMPS)/node $(STAMPS)/toolchains $(STAMPS)/chromium
 	OMP_NUM_THREADS=1 POSTTRAIN_TEST_TOOLS=$(CURDIR)/$(NODE_TOOLS) \
 	POSTTRAIN_NODE_MODULES=$(CURDIR)/$(NODE_TOOLS)/node_modules $(BIN)/pytest -n $(JOBS) --dist worksteal
 
@@ -63,6 +63,13 @@ $(STAMPS)/toolchains: Makefile
 		{ [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -y -q --no-install-recommends "$${pair##*:}"; } || \
 		echo "$${pair%%:*} is missing: its tests will be skipped"; done
 	@if command -v cargo >/dev/null && command -v go >/dev/null; then touch $@; fi
+
+# A browser for the dashboard's tests, which skip, naming it, where it is not.
+$(STAMPS)/chromium: Makefile
+	@command -v chromium >/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -y -q --no-install-recommends chromium; } || true
+	@if command -v chromium >/dev/null; then mkdir -p $(STAMPS) && touch $@; \
+		else echo "chromium is missing: its tests will be skipped"; fi
 
 clean:
 	rm -rf .venv .tools build dist *.egg-info

@@ -1,15 +1,17 @@
 """How fast models are merged and written as GGUF, beside the disk and beside PEFT, and how much memory that takes.
 
 `python -m bench.export` makes a random GPT-OSS of 2 GB in a temporary folder, merges an adapter into it and writes it
-as MXFP4 and GGUF, in turn with plain writes of as many bytes, synced as often, and with the same computations without
-a disk (`compute ...`); then PEFT's `merge_and_unload` and `save_pretrained` on the same files. `--one-layer` takes one
+as GGUF, in turn with plain writes of as many bytes (`disk` past the page cache, the fastest seen; `disk, cached`
+through it and synced at the end, as most programs do); then PEFT's `merge_and_unload` and `save_pretrained` on the
+same files, the types that arithmetic limits, and computations without a disk (`compute ...`). `--one-layer` takes one
 layer of the 20B model's shapes instead, with its embedding and head. Everything is a process of its own, timed inside
-after its imports; files are synced before the clock stops, the model that is read has just been read. Prints tables and
-writes `bench/results/export*.json`.
+after its imports; files are synced before the clock stops, the model that is read has just been read. Prints tables
+and writes `bench/results/export*.json`.
 """
 
 import argparse
 import json
+import mmap
 import os
 import statistics
 import subprocess
@@ -41,19 +43,21 @@ TOY = {
 }
 ONE_LAYER = {"num_hidden_layers": 1}
 """Of the 20B model, whose other shapes are the config's defaults."""
-COMPUTED = ("merge", "gguf q8_0", "gguf auto")
-TURN = ["disk", "merge", "mxfp4", "gguf bf16", "gguf q8_0", "gguf auto", *(f"compute {what}" for what in COMPUTED)]
-ONE_LAYER_TURN = ["disk", "merge", "mxfp4", "gguf bf16", "gguf q8_0", "gguf auto"]
+WRITTEN = ("disk", "disk, cached", "merge", "gguf bf16")
+"""What the disk is meant to limit: in turn, several times."""
+COMPUTED = ("mxfp4", "gguf q8_0", "gguf auto", "compute merge", "compute gguf bf16", "compute gguf q8_0")
+"""What arithmetic limits, and arithmetic alone."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.export", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="how often the disk and the merge alternate")
+    parser.add_argument("--rounds", type=int, default=5, help="how often the disk and what it limits alternate")
     parser.add_argument("--layers", type=int, default=TOY["num_hidden_layers"], help="of the random model, 0.2 GB each")
     parser.add_argument("--one-layer", action="store_true", help="one layer of the 20B shape")
     parser.add_argument("--child", nargs=3, metavar=("WHAT", "SOURCE", "TARGET"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(2)
+    machine.keep_freed_memory()
     if given.child:
         what, source, target = given.child
         print(json.dumps(child(what, Path(source), Path(target))))
@@ -61,7 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-export-") as folder:
         source = Path(folder) / "source"
         make_model(source, ONE_LAYER if given.one_layer else TOY | {"num_hidden_layers": given.layers})
-        plan = ONE_LAYER_TURN if given.one_layer else TURN * given.rounds + ["peft"] * 2
+        plan = [*WRITTEN * given.rounds, *(() if given.one_layer else ("peft",) * 2), *COMPUTED]
         measured: dict[str, list[dict[str, float]]] = {}
         for what in plan:
             found = run_child(what, source, Path(folder) / "target")
@@ -156,8 +160,9 @@ def child(what: str, source: Path, target: Path) -> dict[str, float]:
 def prepare(what: str, source: Path, target: Path) -> Callable[[], None]:
     """Import what is needed, and return the work to be timed."""
     base, adapter = source / "base", source / "adapter"
-    if what == "disk":
-        return lambda: write_plainly(target / "plain", (base / "model.safetensors").stat().st_size)
+    if what.startswith("disk"):
+        size, direct = (base / "model.safetensors").stat().st_size, what == "disk"
+        return lambda: write_plainly(target / "plain", size, direct)
     if what == "peft":
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
@@ -179,16 +184,16 @@ def prepare(what: str, source: Path, target: Path) -> Callable[[], None]:
     return lambda: compute(what.removeprefix("compute "), base, adapter)
 
 
-def write_plainly(file: Path, size: int) -> None:
-    """What the exporters ask of the disk, with nothing computed."""
-    from posttrain.export.stream import SYNC_BYTES
-
-    part = os.urandom(16 << 20)
-    with open(file, "wb", buffering=0) as handle:
-        for written in range(0, size, len(part)):
-            if written % SYNC_BYTES == 0:
-                os.fdatasync(handle.fileno())
-            handle.write(part)
+def write_plainly(file: Path, size: int, direct: bool) -> None:
+    """In sequence, nothing computed: past the page cache, or through it and synced at the end, as programs do."""
+    part = mmap.mmap(-1, 16 << 20)
+    part.write(os.urandom(len(part)))
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | (os.O_DIRECT if direct else 0))
+    for _ in range(0, size, len(part)):
+        os.write(descriptor, part)
+    os.ftruncate(descriptor, size)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def compute(what: str, base: Path, adapter: Path) -> None:

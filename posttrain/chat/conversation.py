@@ -74,6 +74,17 @@ def call(tool: str, arguments: dict[str, Any], train: bool = True) -> Message:
     return Message(role="assistant", channel="commentary", recipient=f"functions.{tool}", content=text, train=train)
 
 
+def reasoned(prompt: str, steps: Sequence[str], answer: str) -> Conversation:
+    """A question, what was thought about it step by step, and the answer."""
+    return Conversation(
+        messages=(
+            Message(role="user", content=prompt),
+            *(Message(role="assistant", channel="analysis", content=step) for step in steps),
+            Message(role="assistant", channel="final", content=answer),
+        )
+    )
+
+
 def tool_result(tool: str, content: str) -> Message:
     return Message(role="tool", sender=f"functions.{tool}", content=content)
 

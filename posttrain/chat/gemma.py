@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from posttrain.chat.conversation import Conversation, Message
+from posttrain.chat.reading import Piece, Plain, Reader, joined
 from posttrain.chat.render import Rendered
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.errors import ChatFormatError, CompletionError
@@ -63,6 +64,13 @@ class Gemma:
     def continuation(self, messages: Sequence[Message]) -> list[int]:
         raise ChatFormatError("Gemma's turns have no tool results that a turn could go on after")
 
+    def call_start(self, tool: str) -> list[int]:
+        raise ChatFormatError(f"Gemma's turns have no place for a call of {tool}")
+
+    def reader(self) -> Reader:
+        """Reasoning in numbered steps is told at once, at the end: until then it may be an answer."""
+        return GemmaReader(self, self._tokenizer) if self._numbered else Plain(self._tokenizer, self.stop_tokens)
+
     def _sample(self, made: Sequence[Turn], trained_from: int) -> Rendered:
         """All turns; those of the model from place `trained_from` on are targets, up to their end of turn."""
         tokens, targets = [self._begin], [False]
@@ -101,6 +109,27 @@ class Gemma:
             raise CompletionError("special token", str(error)) from None
         steps, answer = read_numbered(text) if self._numbered else ([], text)
         return [*map(_analysis, steps), Message(role="assistant", channel="final", content=answer)]
+
+
+class GemmaReader:
+    """Holds everything back; see `Reader` for what its methods promise."""
+
+    def __init__(self, gemma: Gemma, tokenizer: Tokenizer) -> None:
+        self._gemma, self._tokenizer = gemma, tokenizer
+        self._tokens: list[int] = []
+
+    def read(self, tokens: Sequence[int]) -> list[Piece]:
+        self._tokens += tokens
+        return []
+
+    def end(self) -> list[Piece]:
+        try:
+            messages = self._gemma.parse(self._tokens)
+        except CompletionError:
+            plain = Plain(self._tokenizer, self._gemma.stop_tokens)
+            return joined([*plain.read(self._tokens), *plain.end()])
+        steps = "\n".join(message.content for message in messages[:-1])
+        return joined([Piece("analysis", steps), Piece("final", messages[-1].content)])
 
 
 def _analysis(step: str) -> Message:

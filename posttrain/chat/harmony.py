@@ -23,6 +23,7 @@ from posttrain.chat.conversation import (
     turn_start,
 )
 from posttrain.chat.harmony_parse import MARKERS, NAME
+from posttrain.chat.reading import Reader
 from posttrain.chat.render import Rendered
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.chat.typescript import namespace
@@ -64,6 +65,14 @@ class Harmony:
 
     def parse(self, tokens: Sequence[int]) -> list[Message]:
         return harmony_parse.parse(tokens, self._names, self._tokenizer)
+
+    def reader(self) -> Reader:
+        return harmony_parse.HarmonyReader(self._names, self._tokenizer)
+
+    def call_start(self, tool: str) -> list[int]:
+        to = self._short(f" to={_name(f'functions.{tool}', 'tool_choice', 'name')}")
+        channel = [self._markers["channel"], *self._short("commentary"), *self._short(" ")]
+        return [*to, *channel, self._markers["constrain"], *self._short("json"), self._markers["message"]]
 
     def render(self, conversation: Conversation) -> Rendered:
         pieces = [self._message(place, message) for place, message in enumerate(conversation.messages)]

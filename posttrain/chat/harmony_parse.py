@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from posttrain.chat.conversation import Channel, Message, is_builtin
+from posttrain.chat.reading import Decoder, Piece, joined
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.errors import ChatFormatError, CompletionError
 
@@ -138,3 +139,47 @@ def _header(
     if content_type == "code" and not builtin:
         raise CompletionError("header", f"{where} has 'code' in its header: {recipient} takes JSON")
     return Header(channel, recipient)
+
+
+class HarmonyReader:
+    """The completion while it is being written; see `Reader` for what its methods promise."""
+
+    def __init__(self, markers: Mapping[int, str], tokenizer: Tokenizer) -> None:
+        self._markers, self._tokenizer = markers, tokenizer
+        self._header: list[int] = []
+        self._decoder: Decoder | None = None
+        """Of the message's content, once its header is over."""
+        self._channel: Channel | None = None
+        """Where the content goes; None is a call."""
+        self._messages = 0
+
+    def read(self, tokens: Sequence[int]) -> list[Piece]:
+        return joined([piece for token in tokens for piece in self._read(int(token))])
+
+    def end(self) -> list[Piece]:
+        if self._decoder is None:
+            return joined([Piece("final", self._tokenizer.show(self._header))])
+        return joined([Piece(self._channel, self._decoder.end())]) if self._channel else []
+
+    def _read(self, token: int) -> Iterator[Piece]:
+        name = self._markers.get(token)
+        if self._decoder is None:
+            self._header.append(token)
+            if name == "message":
+                yield from self._begin()
+        elif name in ("end", "return", "call"):
+            yield from self.end()
+            self._header, self._decoder = [], None
+            self._messages += 1
+        elif self._channel is not None:
+            yield Piece(self._channel, self._decoder.add(token))
+
+    def _begin(self) -> Iterator[Piece]:
+        self._decoder = Decoder(self._tokenizer)
+        try:
+            header = _header(self._header[:-1], self._markers, self._tokenizer, "", author_forced=not self._messages)
+        except ChatFormatError:
+            self._channel = "final"
+            yield Piece("final", self._tokenizer.show(self._header))
+        else:
+            self._channel = None if header.recipient else header.channel

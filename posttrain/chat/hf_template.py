@@ -17,6 +17,7 @@ from posttrain.chat import hf_template_parse as parsing
 from posttrain.chat.conversation import Conversation, Message, turn_ends, turn_start
 from posttrain.chat.jinja_program import JinjaProgram
 from posttrain.chat.openai_messages import Spoken, openai_messages, openai_tools
+from posttrain.chat.reading import Reader
 from posttrain.chat.render import Rendered
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.errors import ChatFormatError, ModelError
@@ -112,6 +113,12 @@ class HfTemplate:
     def parse(self, tokens: Sequence[int]) -> list[Message]:
         text = parsing.completion_text(tokens, self._tokenizer, self.stop_tokens, self._syntax)
         return parsing.parse(text, self._syntax)
+
+    def reader(self) -> Reader:
+        return parsing.TemplateReader(self._syntax, self._tokenizer, self.stop_tokens)
+
+    def call_start(self, tool: str) -> list[int]:
+        raise ChatFormatError(f"chat templates write calls as they like, so that none of {tool} can be begun for them")
 
     @cached_property
     def _syntax(self) -> parsing.Syntax:

@@ -10,6 +10,7 @@ from posttrain.chat.conversation import Message, Tool
 from posttrain.chat.harmony_parse import NAME
 from posttrain.chat.jinja_program import JinjaProgram
 from posttrain.chat.openai_messages import openai_tools
+from posttrain.chat.reading import Decoder, Piece, joined, without_begun
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.errors import ChatFormatError, CompletionError, ModelError
 
@@ -286,3 +287,67 @@ def _one_call(text: str, calls: Calls) -> tuple[Message, int]:
         raise CompletionError("call", f"a call of {name} has arguments that are no object")
     content = json.dumps(arguments, separators=(",", ":"), ensure_ascii=False)
     return Message(role="assistant", channel="commentary", recipient=f"functions.{name}", content=content), end
+
+
+# ---------------------------------------------------------------- reading while it is written
+
+
+class TemplateReader:
+    """The completion while it is being written; see `Reader` for what its methods promise.
+
+    Without a mark that opens reasoning, all is reasoning until it is closed.
+    """
+
+    def __init__(self, syntax: Syntax, tokenizer: Tokenizer, stop_tokens: frozenset[int]) -> None:
+        self._syntax, self._stops = syntax, stop_tokens
+        self._decoder = Decoder(tokenizer)
+        self._text = ""
+        self._told = {"analysis": 0, "final": 0}
+
+    def read(self, tokens: Sequence[int]) -> list[Piece]:
+        self._text += "".join(self._decoder.add(token) for token in tokens if token not in self._stops)
+        return self._tell(done=False)
+
+    def end(self) -> list[Piece]:
+        self._text += self._decoder.end()
+        return self._tell(done=True)
+
+    def _tell(self, done: bool) -> list[Piece]:
+        thought, answer = self._split(done)
+        pieces = [Piece("analysis", thought[self._told["analysis"] :]), Piece("final", answer[self._told["final"] :])]
+        self._told = {"analysis": len(thought), "final": len(answer)}
+        return joined(pieces)
+
+    def _split(self, done: bool) -> tuple[str, str]:
+        """Reasoning and answer as far as they are sure, without the template's own marks."""
+        before, text = self._syntax.answer.before, self._text
+        if before:
+            if text.startswith(before):
+                return "", self._answer(text.removeprefix(before), done)
+            if before.startswith(text) and not done:
+                return "", ""
+        if self._syntax.reasoning is None:
+            return "", self._answer(text, done)
+        opening, closing = self._syntax.reasoning.before.strip(), self._syntax.reasoning.after.strip()
+        begun = text.lstrip()
+        if not begun.startswith(opening):
+            return ("", "") if opening.startswith(begun) and not done else ("", self._answer(text, done))
+        if not closing:
+            return "", self._answer(text, done)
+        thought, closed, rest = begun.removeprefix(opening).partition(closing)
+        thought = thought.lstrip("\n")
+        if closed:
+            return thought.rstrip("\n"), self._answer(rest.lstrip("\n"), done)
+        return (thought if done else without_begun(thought, closing).rstrip("\n")), ""
+
+    def _answer(self, text: str, done: bool) -> str:
+        calls, after = self._syntax.calls, self._syntax.answer.after
+        if calls is not None:
+            opener = calls.around.before.strip()
+            if opener and opener in text:
+                return text.partition(opener)[0].rstrip()
+            if not opener and text.lstrip().startswith("{"):
+                return "" if not done or _is_bare_call(text, calls) else text
+            # Blanks in front of a call are no part of the text.
+            text = text if done else without_begun(text, opener).rstrip()
+        return text.removesuffix(after) if done else without_begun(text, after)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from posttrain.chat.conversation import Conversation, Message
+from posttrain.chat.reading import Reader
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.recipe.types import ChatFormat, GemmaFormat, HarmonyFormat, TemplateFormat
 
@@ -49,6 +50,17 @@ class Renderer(Protocol):
 
     def parse(self, tokens: Sequence[int]) -> list[Message]:
         """The messages of one generation, its stop token included. Raises CompletionError with the reason."""
+        ...
+
+    def reader(self) -> Reader:
+        """Reads one generation while it is being written."""
+        ...
+
+    def call_start(self, tool: str) -> list[int]:
+        """What follows `prompt` where the model must call this function; its arguments come next.
+
+        Raises ChatFormatError for a format whose calls have no fixed beginning.
+        """
         ...
 
     def text(self, tokens: Sequence[int]) -> str:

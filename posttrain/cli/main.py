@@ -28,6 +28,7 @@ COMMANDS = {
     "data": ("Build, look at and export datasets.", "posttrain.cli.data:data"),
     "render": ("Show conversations as tokens and what is learned of them.", "posttrain.cli.render:render"),
     "sandbox": ("Check the sandbox, or run a program in it.", "posttrain.cli.sandbox:sandbox"),
+    "serve": ("Serve runs, data and models over HTTP.", "posttrain.cli.serve:serve"),
     "schema": ("Print the JSON schema of recipes.", "posttrain.cli.schema:schema"),
 }
 

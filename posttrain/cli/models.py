@@ -64,14 +64,18 @@ def sampling_options(**defaults: str) -> list[click.Parameter]:
         ),
         click.Option(["--max-new-tokens"], type=click.IntRange(min=1), help="Per turn." + shown("max_new_tokens")),
         click.Option(["--seed"], type=int, default=0, show_default=True, help="Seed of every sampled token."),
-        click.Option(
-            ["--precision"],
-            type=click.Choice(["float32", "bfloat16"]),
-            default="float32",
-            show_default=True,
-            help="Of matrix products.",
-        ),
+        precision_option(),
     ]
+
+
+def precision_option() -> click.Option:
+    return click.Option(
+        ["--precision"],
+        type=click.Choice(["float32", "bfloat16"]),
+        default="float32",
+        show_default=True,
+        help="Of matrix products.",
+    )
 
 
 def chosen_model(target: str, given: dict[str, Any]) -> tuple["ChosenModel", Path]:

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import click
 from pydantic import ValidationError
 
-from posttrain.errors import InputError, RunFolderError
+from posttrain.errors import InputError
 from posttrain.recipe.flags import Flag, FlagValue
-from posttrain.recipe.spelling import did_you_mean
 from posttrain.recipe.types import Execution, Recipe
+from posttrain.run.existing import run_named
 from posttrain.run.folder import DEFAULT_RUNS_DIR, RunFolder
 
 
@@ -147,18 +147,7 @@ def existing_run(name: str, runs_dir: Path) -> RunFolder:
     given = Path(name)
     if "/" in name and (given / "recipe.json").is_file():
         return RunFolder(given)
-    run = RunFolder.named(runs_dir, name)
-    if not run.recipe.is_file():
-        names = run_names(runs_dir)
-        raise RunFolderError(
-            f"there is no run {name!r} in {runs_dir}{did_you_mean(name, names)}; "
-            f"runs there: {', '.join(names[:12]) or 'none'}"
-        )
-    return run
-
-
-def run_names(runs_dir: Path) -> list[str]:
-    return sorted(path.parent.name for path in runs_dir.glob("*/recipe.json"))
+    return run_named(name, runs_dir)
 
 
 def run_argument() -> click.Argument:

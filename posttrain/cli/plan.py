@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from posttrain.cli.options import execution_from, execution_options, run_names, runs_dir_option
+from posttrain.cli.options import execution_from, execution_options, runs_dir_option
 from posttrain.cli.run_command import RecipeGroup, chosen_run, run_options
 from posttrain.cli.screen import duration, table_console
 from posttrain.errors import RunFolderError
@@ -30,6 +30,7 @@ from posttrain.recipe.types import (
     Steps,
 )
 from posttrain.run import recipe_file
+from posttrain.run.existing import run_names
 from posttrain.run.folder import RunFolder, shortest
 
 MEMORY_PARTS = ("process", "weights", "adapters", "optimizer", "activations", "cache")

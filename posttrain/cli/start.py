@@ -1,12 +1,6 @@
 """`posttrain start RECIPE|RUN`: `run`, or `resume`, in a session that outlives the shell."""
 
-import fcntl
-import os
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,21 +12,17 @@ from posttrain.cli.options import (
     decide_options,
     execution_options,
     existing_run,
-    run_names,
     runs_dir_option,
 )
 from posttrain.cli.run_command import RecipeGroup, chosen_run, run_options
-from posttrain.errors import InputError, MachineError, RunFolderError
-from posttrain.host.sessions import KINDS, Kind, Session, best_kind, open_session, session_name
+from posttrain.errors import InputError, RunFolderError
+from posttrain.host.sessions import KINDS, Kind, Session
 from posttrain.recipe.load import FoundRecipe, shipped_names
 from posttrain.recipe.spelling import did_you_mean
 from posttrain.recipe.types import Recipe
 from posttrain.run import recipe_file
-from posttrain.run.folder import RunFolder, write_json_atomic
-from posttrain.run.lock import holder
-
-BEGIN_S = 60.0
-"""How long the new process may take until it holds the run."""
+from posttrain.run.existing import run_names
+from posttrain.run.folder import RunFolder
 
 
 class StartGroup(RecipeGroup):
@@ -101,64 +91,16 @@ def given_words(context: click.Context, options: list[click.Parameter]) -> list[
 
 
 def start_detached(run: RunFolder, recipe: Recipe, words: list[str], session: str | None, attach: bool | None) -> None:
-    """Refuse what cannot run while somebody is looking, then open the session and see that the run is held."""
-    from posttrain.pipeline.curriculum import is_finished, refuse_other_recipe
+    """Begin the run's session, say where it is, and become its terminal where that is wanted."""
+    from posttrain.launch import here
 
-    if not (run.path / "starting").exists():
-        # Before anything is written: it may be no run at all.
-        refuse_other_recipe(run, recipe)
-    with _starting(run):
-        refuse_other_recipe(run, recipe)
-        if (owner := holder(run)) is not None:
-            raise RunFolderError(
-                f"run {run.path.name!r} is already worked on by {owner}; look at it with: posttrain attach {run.words}"
-            )
-        again = any(word.startswith(("--from", "--accept")) for word in words)
-        if not again and is_finished(run, recipe):
-            click.echo(f"run {run.path.name}: nothing left to do")
-            return
-        if not run.recipe.exists():
-            recipe_file.save(recipe, run.recipe)
-        kind = cast(Kind, session) if session else best_kind()
-        output = run.logs / "session.log"
-        opened = open_session(kind, session_name(run.path.name), words, sys.executable, output)
-        write_json_atomic(run.session, asdict(opened))
-        _await_begin(run, opened, output)
+    opened = here.start(run, recipe, words, cast(Kind | None, session))
+    if opened is None:
+        click.echo(f"run {run.path.name}: nothing left to do")
+        return
     _tell(run, opened)
     if sys.stdout.isatty() and sys.stdin.isatty() if attach is None else attach:
         attach_to(run, opened)
-
-
-@contextmanager
-def _starting(run: RunFolder) -> Iterator[None]:
-    """One start at a time; the kernel lets go of the lock however this process ends."""
-    run.path.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run.path / "starting", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise RunFolderError(
-            f"run {run.path.name!r} is being started by another command; look at it with: posttrain status {run.words}"
-        ) from None
-    finally:
-        os.close(descriptor)
-
-
-def _await_begin(run: RunFolder, opened: Session, output: Path) -> None:
-    """Until the run is held; MachineError where its process ended before."""
-    until = time.monotonic() + BEGIN_S
-    logs = set(run.logs.glob("attempt-*.log"))
-    while time.monotonic() < until:
-        # A run that was quick has been held and let go: it has a log that was not there before.
-        if holder(run) is not None or set(run.logs.glob("attempt-*.log")) - logs:
-            return
-        if not opened.alive():
-            said = output.read_text(errors="replace").strip().splitlines()[-5:] if output.exists() else []
-            more = "\n".join(said) or "type the same with `run` in place of `start` to see why"
-            raise MachineError(f"the run ended before it began:\n{more}")
-        time.sleep(0.1)
-    raise MachineError(f"the run did not begin within {BEGIN_S:.0f} s; look at it with: posttrain attach {run.words}")
 
 
 def _tell(run: RunFolder, opened: Session) -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from posttrain.cli.options import existing_run, run_names, runs_dir_option
+from posttrain.cli.options import existing_run, runs_dir_option
+from posttrain.run.existing import run_names
 from posttrain.run.folder import RunFolder, shortest
 
 

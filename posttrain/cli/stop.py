@@ -1,31 +1,23 @@
 """`posttrain stop RUN`: the step is finished and saved, then the run ends and can be continued."""
 
-import os
-import signal
 import time
 from pathlib import Path
 
 import click
 
 from posttrain.cli.options import existing_run, run_argument, runs_dir_option
-from posttrain.errors import MachineError, RunFolderError
-from posttrain.run.journal import Journal
+from posttrain.errors import MachineError
 from posttrain.run.lock import holder
-
-ENDS = ("stopped", "failed", "gate_failed", "run_completed")
 
 
 def _stop(run_name: str, runs_dir: Path, now: bool, wait_s: float) -> None:
+    from posttrain.launch import here
+
     run = existing_run(run_name, runs_dir.absolute())
-    owner = holder(run)
+    owner = here.ask_to_stop(run, now)
     if owner is None:
         click.echo(f"run {run.path.name}: no process works on it")
         return
-    if not owner.is_here:
-        raise RunFolderError(f"run {run.path.name!r} is held by {owner}: type the same command on that machine")
-    os.kill(owner.pid, signal.SIGTERM)
-    if now:
-        os.kill(owner.pid, signal.SIGTERM)
     until = time.monotonic() + wait_s
     while holder(run) == owner:
         if time.monotonic() > until:
@@ -34,9 +26,7 @@ def _stop(run_name: str, runs_dir: Path, now: bool, wait_s: float) -> None:
                 f"Wait, or end it at once, losing what is not saved: posttrain stop {run.words} --now"
             )
         time.sleep(0.1)
-    last = [event for event in Journal(run.events).read() if event["event"] in ENDS]
-    said = last[-1].get("message") or last[-1]["event"].replace("_", " ") if last else "ended without a note"
-    click.echo(f"run {run.path.name}: {said}; it goes on with: posttrain start {run.words}")
+    click.echo(f"run {run.path.name}: {here.how_it_ended(run)}; it goes on with: posttrain start {run.words}")
 
 
 stop = click.Command(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from posttrain.data.records import EVALUATION_SETS, SHIPPED
 from posttrain.data.rows import Fault
 from posttrain.data.sources import read_source
 from posttrain.errors import DataError, InputError
@@ -21,10 +22,9 @@ from posttrain.recipe.types import (
     WorldSource,
 )
 from posttrain.report.scorecard import Target
-from posttrain.run.folder import ASSETS, digest_json
+from posttrain.run.folder import digest_json
 from posttrain.worlds.registry import MAKERS
 
-FOLDER = ASSETS / "evaluation_sets"
 HELD_OUT_ROWS = 200
 GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=None, max_new_tokens=512, max_turns=4)
 
@@ -76,7 +76,7 @@ NAMED = {CODING_AGENT.name: CODING_AGENT}
 
 def shipped() -> list[str]:
     """Names of the sets that come with the package."""
-    return sorted({*NAMED, *(file.stem for file in FOLDER.glob("*.jsonl"))})
+    return sorted({*NAMED, *(file.stem for file in EVALUATION_SETS.glob("*.jsonl"))})
 
 
 def find_set(given: str, guessed: Callable[[str], RowFormat]) -> EvaluationSet:
@@ -85,14 +85,14 @@ def find_set(given: str, guessed: Callable[[str], RowFormat]) -> EvaluationSet:
     `guessed` says how a file's columns become rows.
     """
     worlds = sorted(world for world, content in MAKERS if content == "tasks")
-    if (FOLDER / f"{given}.jsonl").is_file():
-        return EvaluationSet(given, _file(FOLDER / f"{given}.jsonl", "evaluation"))
+    if (EVALUATION_SETS / f"{given}.jsonl").is_file():
+        return EvaluationSet(given, _file(f"{SHIPPED}{given}", "evaluation"))
     if given in NAMED:
         return NAMED[given]
     if given in worlds:
         return EvaluationSet(given, _held_out(given))
     if Path(given).is_file():
-        return EvaluationSet(Path(given).stem, _file(Path(given), guessed(given)))
+        return EvaluationSet(Path(given).stem, _file(given, guessed(given)))
     if "@" in given:
         source = RegisteredSource(
             kind="registered", dataset=given, filters=(), selection=EVERY_ROW, reasoning_effort=None
@@ -112,8 +112,8 @@ def suited(chosen: EvaluationSet, asked: Asked) -> EvaluationSet:
     return chosen
 
 
-def _file(path: Path, name: RowFormat) -> FileSource:
-    return FileSource(kind="file", path=str(path), format=name, filters=(), selection=EVERY_ROW, reasoning_effort=None)
+def _file(path: str, name: RowFormat) -> FileSource:
+    return FileSource(kind="file", path=path, format=name, filters=(), selection=EVERY_ROW, reasoning_effort=None)
 
 
 def read_set(chosen: EvaluationSet, limit: int | None) -> Asked:

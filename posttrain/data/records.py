@@ -10,14 +10,19 @@ from typing import Any
 from posttrain.data.rows import Fault
 from posttrain.errors import DataError
 from posttrain.recipe.spelling import did_you_mean
+from posttrain.run.folder import ASSETS
 
 Records = Iterator[dict[str, Any] | Fault]
 PARQUET_BATCH = 256
+SHIPPED, EVALUATION_SETS = "shipped:", ASSETS / "evaluation_sets"
+"""`shipped:NAME` is an evaluation set inside the package."""
 LONGEST_CSV_FIELD = 64 * 2**20
 
 
 def matching(pattern: str) -> list[Path]:
     """The file, or the files of a pattern in sorted order; DataError where there is none."""
+    if pattern.startswith(SHIPPED):
+        return [EVALUATION_SETS / f"{pattern.removeprefix(SHIPPED)}.jsonl"]
     if not glob.has_magic(pattern) or Path(pattern).is_file():
         return [Path(pattern)]
     found = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())

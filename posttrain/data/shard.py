@@ -101,9 +101,13 @@ class Shard:
 
     @cached_property
     def _lines(self) -> np.ndarray:
-        """Where each row begins, found a piece of the file at a time."""
-        found = [np.zeros(1, dtype=np.int64)]
-        for start in range(0, len(self._text), SCANNED_BYTES):
-            piece = self._text[start : start + SCANNED_BYTES]
-            found.append(np.flatnonzero(piece == ord("\n")) + start + 1)
-        return np.concatenate(found)
+        return line_starts(self._text)
+
+
+def line_starts(text: np.ndarray) -> np.ndarray:
+    """Where each line of these bytes begins, and where the last one ends; found a piece at a time."""
+    found = [np.zeros(1, dtype=np.int64)]
+    for start in range(0, len(text), SCANNED_BYTES):
+        piece = text[start : start + SCANNED_BYTES]
+        found.append(np.flatnonzero(piece == ord("\n")) + start + 1)
+    return np.concatenate(found)

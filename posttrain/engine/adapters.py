@@ -4,6 +4,7 @@ PEFT's layout for expert parameters (`target_parameters`): `lora_A` is (E·r, in
 (out, r·E) with the expert fastest, and wrappers nest: `experts.base_layer` is gate_up_proj, `experts` is down_proj.
 """
 
+import copy
 import json
 import math
 from collections.abc import Iterator
@@ -179,3 +180,10 @@ def load(model: nn.Module, folder: Path) -> None:
     targets = tuple(config["target_modules"]) + (("experts",) if config.get("target_parameters") else ())
     attach(model, Lora(kind="lora", rank=config["r"], alpha=config["lora_alpha"], targets=targets))
     from_peft(model, tensors)
+
+
+def beside(model: nn.Module, folder: Path) -> nn.Module:
+    """The bare model with the adapter in a PEFT folder, sharing the weights of `model`, which stays as it is."""
+    shared = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+    load(shared, folder)
+    return shared

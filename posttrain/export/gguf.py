@@ -155,11 +155,12 @@ class Source:
                 yield partial(self._expert, name, stored, expert, half)
 
     def _expert(self, name: str, stored: Stored, expert: int, half: slice) -> torch.Tensor:
-        matrix = self.merged.matrix(self.weight, self.factors, expert)[half]
-        found = []
-        for rows in matrix.split(max(1, BLOCK_VALUES // matrix.shape[1])):
-            found.append(encode(finite(rows.contiguous(), f"{self.weight.name}[{expert}]"), stored, name))
-        return torch.cat(found)
+        what = f"{self.weight.name}[{expert}]"
+        matrix = self.merged.matrix(self.weight, self.factors, expert, half)
+        if stored in FLOATS:
+            return encode(finite(matrix, what), stored, name)
+        rows = matrix.split(max(1, BLOCK_VALUES // matrix.shape[1]))
+        return torch.cat([encode(finite(part.contiguous(), what), stored, name) for part in rows])
 
     def _packed(self, name: str, expert: int, half: slice) -> torch.Tensor:
         """From MXFP4 to MXFP4: codes that nothing changed are only laid out anew."""

@@ -182,17 +182,18 @@ class ShardWriter:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         self._bytes_left = offset
+        self._header = len(text).to_bytes(8, "little") + text
         self._stream = FileStream(path)
-        self._stream.write(len(text).to_bytes(8, "little") + text)
 
     def write(self, tensor: torch.Tensor) -> None:
-        """Append the next tensor, or the next part of it; it must not be changed afterwards."""
+        """Append the next tensor, or the next part of it."""
         self._bytes_left -= tensor.nbytes
         if tensor.numel():
             self._stream.write(as_bytes(tensor.contiguous()))
 
     def __enter__(self) -> "ShardWriter":
         self._stream.__enter__()
+        self._stream.write(self._header)
         return self
 
     def __exit__(

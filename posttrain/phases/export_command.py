@@ -16,6 +16,7 @@ from posttrain.export.gguf_types import GgufType
 from posttrain.export.merge import apply_merge, plan_merge
 from posttrain.export.survival import Survivals
 from posttrain.export.verify import Comparison, verify_folder, verify_gguf, verify_mxfp4, verify_rounded
+from posttrain.host import machine
 from posttrain.phases.context import ModelState, Progress
 from posttrain.phases.export import GREEDY_TOKENS, choose, model_of, verification_inputs
 from posttrain.recipe.types import USUAL_TOLERANCES, ExportPhase, PreparePhase, Recipe, Tolerances
@@ -135,6 +136,7 @@ def export(
 ) -> None:
     """Plan, write, verify. Raises PhaseFault where a written format is not the model it was made from."""
     torch.set_num_threads(threads)
+    machine.keep_freed_memory()
     pieces = list(plan_pieces(chosen.model, formats, dtype, gguf_types))
     say(f"exporting {chosen.why}")
     for line in plan_lines(pieces, output):

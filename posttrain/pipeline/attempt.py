@@ -16,7 +16,7 @@ from posttrain.pipeline.stop import StopSignals
 from posttrain.pipeline.track import Tracker
 from posttrain.pipeline.watch import Watch
 from posttrain.recipe.types import Execution, Recipe
-from posttrain.run import manifest, recipe_file
+from posttrain.run import manifest
 from posttrain.run.attempt_log import AttemptLog, log_path
 from posttrain.run.folder import RunFolder
 from posttrain.run.journal import Journal
@@ -43,8 +43,7 @@ def attempt(run: RunFolder, recipe: Recipe, source: str, execution: Execution, s
     if execution.device == "cuda":
         machine.require_gpu()
     level.use(execution.sandbox)
-    digest = recipe_file.digest(recipe)
-    number = manifest.begin_attempt(run, digest, source, recipe.seed, execution, machine.facts())
+    number = manifest.begin_attempt(run, recipe, source, execution, machine.facts())
     journal = Journal(run.events)
     journal.write("attempt_started", attempt=number, execution=execution.model_dump(mode="json"))
     log = AttemptLog(log_path(run, number))

@@ -11,6 +11,7 @@ from posttrain.recipe.types import (
     PreferencePhase,
     PreparePhase,
     Recipe,
+    RegisteredSource,
     SftPhase,
 )
 
@@ -35,6 +36,14 @@ def datasets_used(phase: Phase) -> Iterator[tuple[str, str]]:
             yield f"datasets[{place}]", dataset
     elif isinstance(phase, ExportPhase):
         yield "verify_dataset", phase.verify_dataset
+
+
+def keys_trained_on(recipe: Recipe) -> list[str]:
+    """`name@version` of every registered dataset that a training phase reads, in the recipe's order."""
+    trained = {phase.dataset for phase in recipe.phases if isinstance(phase, SftPhase | PreferencePhase | GrpoPhase)}
+    datasets = [one for phase in recipe.phases if isinstance(phase, PreparePhase) for one in phase.datasets]
+    sources = [source for one in datasets if one.name in trained for source in one.sources]
+    return list(dict.fromkeys(source.dataset for source in sources if isinstance(source, RegisteredSource)))
 
 
 def phases_read(recipe: Recipe, phase: Phase) -> list[str]:

@@ -283,7 +283,8 @@ class FileSource(Frozen):
 
     kind: Literal["file"]
     path: str
-    """May be a pattern (`data/*.jsonl`): its files are read in sorted order, as one."""
+    """May be a pattern (`data/*.jsonl`): its files are read in sorted order, as one; `shipped:NAME` is an evaluation
+    set inside the package."""
     format: RowFormat
     filters: tuple[Filter, ...]
     """All must hold; they look at the record before it is converted."""

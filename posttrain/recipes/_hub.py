@@ -1,8 +1,26 @@
-"""Short words for the data of the shipped recipes."""
+"""Short words for the bases and the data of the shipped recipes."""
 
 from typing import Literal
 
-from posttrain.recipe.types import Dataset, Effort, Filter, HubSource, RowFormat, Selection, Source
+from posttrain.recipe.types import (
+    Base,
+    Dataset,
+    Effort,
+    Filter,
+    FolderBase,
+    HubBase,
+    HubSource,
+    RowFormat,
+    Selection,
+    Source,
+)
+
+
+def base_at(name: str) -> Base:
+    """A folder, `shipped:tiny`, or OWNER/NAME on the hub."""
+    if name.startswith(("/", ".", "~", "shipped:")):
+        return FolderBase(kind="folder", path=name)
+    return HubBase(kind="hub", repo=name, revision=None)
 
 
 def take(max_samples: int | None, seed: int | None) -> Selection:

@@ -7,17 +7,14 @@ from posttrain.recipe.types import (
     EVERY_EPISODE,
     USUAL_TOLERANCES,
     AdamW,
-    Base,
     Candidate,
     ContinueAdapter,
     DrGrpo,
     Epochs,
     EvaluatePhase,
     ExportPhase,
-    FolderBase,
     Gate,
     GrpoPhase,
-    HubBase,
     Ipo,
     Lora,
     MergePhase,
@@ -33,6 +30,7 @@ from posttrain.recipe.types import (
     Steps,
     Suggested,
 )
+from posttrain.recipes._hub import base_at
 from posttrain.recipes._tui_data import tui_data, tui_tasks
 from posttrain.recipes.quickstart import CHAT, MERGE_GATES, TARGETS, accuracy_gate, loss_gate, value_gate
 
@@ -129,7 +127,7 @@ def tui(
         name="tui",
         flags=flags,
         seed=seed,
-        base=_base(base or ("shipped:tiny" if quick_test else "openai/gpt-oss-20b")),
+        base=base_at(base or ("shipped:tiny" if quick_test else "openai/gpt-oss-20b")),
         chat=CHAT.model_copy(update={"reasoning_effort": "medium"}),
         phases=_phases(profile, steps, task_file, task_format, quick_test),
         suggested=Suggested(
@@ -140,12 +138,6 @@ def tui(
             base_weights=None if quick_test else "packed",
         ),
     )
-
-
-def _base(name: str) -> Base:
-    if name.startswith(("/", ".", "~", "shipped:")):
-        return FolderBase(kind="folder", path=name)
-    return HubBase(kind="hub", repo=name, revision=None)
 
 
 def _phases(

@@ -4,14 +4,15 @@ Colours come from the page's style sheet by class, so that a figure follows ligh
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from markupsafe import Markup, escape
 
 from posttrain.recipe.check import HELD_OUT
 from posttrain.report.comparison import MetricRow
-from posttrain.report.read import PhaseRecord, number
+from posttrain.report.read import GateRecord, PhaseRecord, number
 from posttrain.report.words import amount, duration, plain
 
 WIDTH, HEIGHT = 320, 168
@@ -50,70 +51,85 @@ def smoothing_window(count: int) -> int:
     return window if window >= 3 else 1
 
 
-def smooth(values: Sequence[float], window: int) -> list[float]:
+def smooth(values: Sequence[float] | np.ndarray, window: int) -> list[float]:
     """Centred moving mean; at the ends over the part of the window that exists."""
-    half = window // 2
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
-    bounds = [(max(0, at - half), min(len(values), at + half + 1)) for at in range(len(values))]
-    return [(sums[high] - sums[low]) / (high - low) for low, high in bounds]
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    low, high = np.maximum(at - window // 2, 0), np.minimum(at + window // 2 + 1, len(values))
+    means: list[float] = ((sums[high] - sums[low]) / (high - low)).tolist()
+    return means
+
+
+def thinned(values: np.ndarray, most: int) -> tuple[list[int], int]:
+    """Places of at most so many values, the lowest and the highest of every stretch among them; and its length."""
+    if len(values) <= most:
+        return list(range(len(values))), 1
+    length = -(-2 * len(values) // most)
+    whole = np.arange(0, len(values) - length + 1, length)
+    stretches = values[: len(whole) * length].reshape(-1, length)
+    rest = values[len(whole) * length :]
+    places = [whole + stretches.argmin(1), whole + stretches.argmax(1)]
+    places += [len(values) - len(rest) + np.array([rest.argmin(), rest.argmax()])] * bool(len(rest))
+    return np.unique(np.concatenate(places)).tolist(), length
 
 
 def phase_curves(phase: PhaseRecord) -> list[Panel]:
     """One panel per metric of the phase's steps that has a number in it."""
-    panels = []
+
+    def points(metric: str) -> list[tuple[float, float]]:
+        return [(row["step"], value) for row in phase.metrics if (value := number(row.get(metric))) is not None]
+
+    return list(panels(points, phase.gates, len(phase.metrics)).values())
+
+
+Points = Sequence[tuple[float, float]] | np.ndarray
+"""Steps and values: pairs, or an array [N, 2]."""
+
+
+def panels(points_of: Callable[[str], Points], gates: Sequence[GateRecord], num_steps: int) -> dict[str, Panel]:
+    """By metric, of those that have a number in one of the steps."""
+    found = {}
     for metric, title in CURVES.items():
-        points, held_out = _points(phase, metric), _points(phase, HELD_OUT + metric)
-        if not points:
-            continue
-        thresholds = [gate.threshold for gate in phase.gates if gate.metric == metric and gate.threshold is not None]
-        missing = len(phase.metrics) - len(points)
-        panels.append(curve_panel(title, points, thresholds, missing, held_out))
-    return panels
+        points = points_of(metric)
+        if len(points):
+            thresholds = [gate.threshold for gate in gates if gate.metric == metric and gate.threshold is not None]
+            held_out = points_of(HELD_OUT + metric)
+            found[metric] = curve_panel(title, points, thresholds, num_steps - len(points), held_out)
+    return found
 
 
-def _points(phase: PhaseRecord, metric: str) -> list[tuple[float, float]]:
-    return [(row["step"], value) for row in phase.metrics if (value := number(row.get(metric))) is not None]
-
-
-def curve_panel(
-    title: str,
-    points: Sequence[tuple[float, float]],
-    thresholds: Sequence[float],
-    missing: int,
-    held_out: Sequence[tuple[float, float]] = (),
-) -> Panel:
+def curve_panel(title: str, points: Points, thresholds: Sequence[float], missing: int, held_out: Points = ()) -> Panel:
     """Raw values as dots, their moving mean as a line, gate thresholds as dashed lines, held-out data as rings."""
-    steps, values = [step for step, _ in points], [value for _, value in points]
+    steps_values = np.asarray(points, np.float64)
+    dots, stretch = thinned(steps_values[:, 1], MOST_POINTS_DRAWN)
     window = smoothing_window(len(points))
-    line = smooth(values, window)
+    line = smooth(steps_values[:, 1], window)
+    steps, values = steps_values[:, 0].tolist(), steps_values[:, 1].tolist()
     x = _scale(min(steps), max(steps), LEFT, WIDTH - RIGHT)
     # A threshold far from the curve would flatten it: such a gate stands in the gates table only.
-    drawn = [*values, *(value for _, value in held_out)]
+    drawn = [*values, *(float(value) for _, value in held_out)]
     low, high = min(drawn), max(drawn)
     reach = (high - low) or abs(high) or 1.0
     shown = [value for value in thresholds if low - reach / 2 <= value <= high + reach / 2]
     ticks = nice_ticks(min([low, *shown]), max([high, *shown]))
     y = _scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
-    stride = math.ceil(len(points) / MOST_POINTS_DRAWN)
-    marks = [f'<circle cx="{x(s):.1f}" cy="{y(v):.1f}" r="1.6" class="raw"/>' for s, v in points[::stride]]
+    marks = [f'<circle cx="{x(steps[at]):.1f}" cy="{y(values[at]):.1f}" r="1.6" class="raw"/>' for at in dots]
     marks += [
         f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}" class="threshold"/>' for v in shown
     ]
-    places = sorted({*range(0, len(points), stride), len(points) - 1})
     if len(points) > 1:
+        places = sorted({*range(0, len(points), math.ceil(len(points) / MOST_POINTS_DRAWN)), len(points) - 1})
         path = "M" + "L".join(f"{x(steps[at]):.1f} {y(line[at]):.1f}" for at in places)
         marks.append(f'<path d="{path}" class="smooth"/>')
-    if held_out:
+    if len(held_out):
         joined = "M" + "L".join(f"{x(s):.1f} {y(v):.1f}" for s, v in held_out)
         marks.append(f'<path d="{joined}" class="held"/>')
         marks += [f'<circle cx="{x(s):.1f}" cy="{y(v):.1f}" r="3" class="held"/>' for s, v in held_out]
     told = f"{title}: {plain(values[0])} at step {plain(steps[0])}, {plain(values[-1])} at step {plain(steps[-1])}"
     labels = [(x(steps[0]), plain(steps[0]), "start"), (x(steps[-1]), f"step {plain(steps[-1])}", "end")]
-    caption = f"dots: {'raw' if stride == 1 else f'every {stride}th raw value'}"
+    caption = f"dots: {'raw' if stretch == 1 else f'lowest and highest of every {stretch} raw values'}"
     caption += f"; line: mean of {window} steps" if window > 1 else "; line: joins them" if len(points) > 1 else ""
-    caption += "; rings: held-out data" if held_out else ""
+    caption += "; rings: held-out data" if len(held_out) else ""
     caption += "; dashed: gate" if shown else ""
     caption += f"; {missing} step{'s' if missing > 1 else ''} without a number" if missing else ""
     return Panel(title, caption, _svg(told, _grid(ticks, y) + "".join(marks) + _labels(labels)))

@@ -97,8 +97,8 @@ class RunRecord:
         return next((phase for phase in self.phases if phase.name == name), None)
 
 
-def read_run(run: RunFolder, answers: bool = True) -> RunRecord:
-    """Everything the report needs from a run folder; on request without the answers, its bulk. Never writes."""
+def read_run(run: RunFolder, answers: bool = True, metrics: bool = True) -> RunRecord:
+    """Everything the report needs from a run folder; on request without its bulk, answers and steps. Never writes."""
     unreadable: dict[str, int] = {}
     recipe = read_object(run.recipe, unreadable)
     recipe = mapping(recipe.get("recipe")) or recipe
@@ -110,13 +110,15 @@ def read_run(run: RunFolder, answers: bool = True) -> RunRecord:
         name=run.path.name,
         recipe=recipe,
         manifest=manifest,
-        phases=tuple(_read_phase(run, spec, events, held, answers) for spec in specs),
+        phases=tuple(_read_phase(run, spec, events, held, answers, metrics) for spec in specs),
         events=events,
         unreadable=unreadable,
     )
 
 
-def _read_phase(run: RunFolder, spec: Row, events: tuple[Row, ...], held: bool, answers: bool) -> PhaseRecord:
+def _read_phase(
+    run: RunFolder, spec: Row, events: tuple[Row, ...], held: bool, answers: bool, metrics: bool
+) -> PhaseRecord:
     name, kind = str(spec["name"]), str(spec.get("kind"))
     folder = run.phase(name)
     unreadable: dict[str, int] = {}
@@ -134,7 +136,7 @@ def _read_phase(run: RunFolder, spec: Row, events: tuple[Row, ...], held: bool, 
         seconds=seconds,
         resumes=sum(event.get("event") == "phase_resumed" for event in own),
         result=result,
-        metrics=_last_per_step(read_rows(folder.metrics, unreadable)),
+        metrics=_last_per_step(read_rows(folder.metrics, unreadable)) if metrics else (),
         answers=tuple(read_answers(folder.answers, unreadable)) if answers and kind == "evaluate" else (),
         gates=gates,
         unreadable=unreadable,

@@ -27,14 +27,16 @@ REFILL_SHARE = 8
 """Slots are refilled when one in so many is free: a prefill for one alone costs as much as for several."""
 
 
-@dataclass
-class _Turn:
+@dataclass(eq=False)
+class Turn:
     """An episode while it waits for a slot or has one."""
 
     number: int
     random: np.random.Generator
     new: Sequence[int]
     """Tokens that are not in the cache yet."""
+    sampling: Sampling
+    stops: frozenset[int]
     past: Past | None = None
     uniform_R: np.ndarray = field(default_factory=lambda: np.empty(0))
     tokens: list[int] = field(default_factory=list)
@@ -65,49 +67,76 @@ class InProcessSampler(Sampler):
             order = program.order if program else None
             cache = empty_cache(self.model, slots, positions, order, clock=longest)
             turns = deque(
-                _Turn(number, np.random.default_rng(seed), prompt)
+                Turn(number, np.random.default_rng(seed), prompt, sampling, self.stop_tokens)
                 for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
             )
-            _Batch(self, sampling, reply, program, cache, turns).run()
+            batch = Batch(self.model, program, cache, turns, reply)
+            while batch.step():
+                pass
 
 
 @dataclass
-class _Batch:
+class Batch:
     """The slots at work and what waits for one."""
 
-    sampler: InProcessSampler
-    sampling: Sampling
-    reply: Reply
+    model: PreTrainedModel
     program: DecodeProgram | None
     cache: SlotCache
-    waiting: deque[_Turn]
+    waiting: deque[Turn]
+    reply: Reply = lambda number, sampled: None
+    refill_share: int = REFILL_SHARE
     prompt: tuple[tuple[int, ...], Past, torch.Tensor] | None = None
     """The last prompt, where some of its group still wait: tokens, cached, first logits."""
 
-    def run(self) -> None:
-        self.slots: list[_Turn | None] = [None] * self.cache.slots
-        logits_BV = torch.empty(0)
-        while True:
-            logits_BV = self._refill(logits_BV)
-            if not any(self.slots):
-                return
-            token_B, logprob_B = choose(logits_BV, self._uniforms(), self.sampling)
-            for slot, (token, logprob) in enumerate(zip(token_B.tolist(), logprob_B.tolist(), strict=True)):
-                self._note(slot, token, logprob)
-            active = [slot for slot, turn in enumerate(self.slots) if turn]
-            if not active:
-                continue
-            # Without more to fill them with, finished slots ride along until half are done: dropping copies the cache.
-            if not self.waiting and len(active) <= len(self.slots) // 2:
-                self.cache.keep(active)
-                token_B = token_B[torch.tensor(active, device=token_B.device)]
-                self.slots = [self.slots[slot] for slot in active]
-            logits_BV = self._decode(token_B)
+    def __post_init__(self) -> None:
+        self.slots: list[Turn | None] = [None] * self.cache.slots
+        self.logits_BV = torch.empty(0)
+        """Of every slot's next token."""
 
-    def _uniforms(self) -> np.ndarray:
-        if self.sampling.temperature == 0:
-            return np.empty(0)
-        return np.array([turn.uniform_R[len(turn.tokens)] if turn else 0.5 for turn in self.slots])
+    def step(self) -> bool:
+        """A token for every slot, those that wait in free ones; False when nothing is left to do."""
+        self._refill()
+        if not any(self.slots):
+            return False
+        token_B, logprob_B = self._choose()
+        for slot, (token, logprob) in enumerate(zip(token_B.tolist(), logprob_B.tolist(), strict=True)):
+            self._note(slot, token, logprob)
+        active = [slot for slot, turn in enumerate(self.slots) if turn]
+        if not active:
+            return True
+        # Without more to fill them with, finished slots ride along until half are done: dropping copies the cache.
+        if not self.waiting and len(active) <= len(self.slots) // 2:
+            self.cache.keep(active)
+            token_B = token_B[torch.tensor(active, device=token_B.device)]
+            self.slots = [self.slots[slot] for slot in active]
+        self.logits_BV = self._decode(token_B)
+        return True
+
+    def _choose(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens [B] and their log-probabilities [B]; slots that sample alike are asked together."""
+        alike: dict[tuple[float, float, int | None], list[int]] = {}
+        for slot, turn in enumerate(self.slots):
+            if turn is not None:
+                sampling = turn.sampling
+                alike.setdefault((sampling.temperature, sampling.top_p, sampling.top_k), []).append(slot)
+        if len(alike) == 1:
+            [(first, *_)] = alike.values()
+            return self._choose_alike(self.logits_BV, self.slots, first)
+        token_B = torch.zeros(len(self.slots), dtype=torch.long, device=self.logits_BV.device)
+        logprob_B = self.logits_BV.new_zeros(len(self.slots))
+        for slots in alike.values():
+            place = torch.tensor(slots, device=token_B.device)
+            turns = [self.slots[slot] for slot in slots]
+            token_B[place], logprob_B[place] = self._choose_alike(self.logits_BV[place], turns, 0)
+        return token_B, logprob_B
+
+    def _choose_alike(
+        self, logits_BV: torch.Tensor, turns: Sequence[Turn | None], one: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        turn = turns[one]
+        assert turn is not None
+        uniforms = [turn.uniform_R[len(turn.tokens)] if turn else 0.5 for turn in turns]
+        return choose(logits_BV, np.array(uniforms), turn.sampling)
 
     def _note(self, slot: int, token: int, logprob: float) -> None:
         """Take a slot's token; when it ends a turn, ask for the reply and free the slot."""
@@ -116,36 +145,35 @@ class _Batch:
             return
         turn.tokens.append(token)
         turn.logprobs.append(logprob)
-        stopped = token in self.sampler.stop_tokens
-        if not stopped and len(turn.tokens) < self.sampling.max_new_tokens:
+        stopped = token in turn.stops
+        if not stopped and len(turn.tokens) < turn.sampling.max_new_tokens:
             return
         self.slots[slot] = None
         more = self.reply(turn.number, Sampled(turn.tokens, turn.logprobs, "stop" if stopped else "length"))
         if more is not None:
             # The last token has been sampled but is in no cache yet.
             past = self.cache.take(slot, turn.length + len(turn.tokens) - 1)
-            self.waiting.appendleft(_Turn(turn.number, turn.random, [token, *more], past))
+            self.waiting.appendleft(Turn(turn.number, turn.random, [token, *more], turn.sampling, turn.stops, past))
 
-    def _refill(self, logits_BV: torch.Tensor) -> torch.Tensor:
-        """Give free slots to those that wait; returns the logits [B, V] of every slot's next token."""
+    def _refill(self) -> None:
+        """Give free slots to those that wait."""
         free = [slot for slot, turn in enumerate(self.slots) if turn is None]
-        if not self.waiting or (len(free) < len(self.slots) and len(free) * REFILL_SHARE < len(self.slots)):
-            return logits_BV
+        if not self.waiting or (len(free) < len(self.slots) and len(free) * self.refill_share < len(self.slots)):
+            return
         turns = [self.waiting.popleft() for _ in free[: len(self.waiting)]]
-        needed = max(turn.length for turn in turns) + self.sampling.max_new_tokens
+        needed = max(turn.length + turn.sampling.max_new_tokens for turn in turns)
         if needed > self.cache.positions:
             self.cache.grow(needed)
         placed = self._prefill(turns)
-        if not len(logits_BV):
-            logits_BV = placed[0][1].new_zeros(len(self.slots), len(placed[0][1]))
+        if not len(self.logits_BV):
+            self.logits_BV = placed[0][1].new_zeros(len(self.slots), len(placed[0][1]))
         for slot, turn, (_, logits_V) in zip(free, turns, placed, strict=False):
-            turn.uniform_R = turn.random.random(self.sampling.max_new_tokens)
+            turn.uniform_R = turn.random.random(turn.sampling.max_new_tokens)
             self.slots[slot] = turn
-            logits_BV[slot] = logits_V
+            self.logits_BV[slot] = logits_V
         self.cache.place({slot: past for slot, (past, _) in zip(free, placed, strict=False)})
-        return logits_BV
 
-    def _prefill(self, turns: list[_Turn]) -> list[tuple[Past, torch.Tensor]]:
+    def _prefill(self, turns: list[Turn]) -> list[tuple[Past, torch.Tensor]]:
         """What is cached after each turn's new tokens, and the logits [V] that follow; equal prompts are run once."""
         done: dict[int | tuple[int, ...], tuple[Past, torch.Tensor]] = {}
         if self.prompt is not None:
@@ -163,15 +191,15 @@ class _Batch:
         self.prompt = (last, *done[last]) if isinstance(last, tuple) and shared else None
         return [done[key] for key in keys]
 
-    def _forward(self, turns: list[_Turn]) -> list[tuple[Past, torch.Tensor]]:
+    def _forward(self, turns: list[Turn]) -> list[tuple[Past, torch.Tensor]]:
         """One packed row."""
         stops = np.cumsum([len(turn.new) for turn in turns]).tolist()
         spans = [(stop - len(turn.new), stop) for stop, turn in zip(stops, turns, strict=True)]
         starts = [turn.length - len(turn.new) for turn in turns]
-        device = device_of(self.sampler.model)
+        device = device_of(self.model)
         positions = [np.arange(start, turn.length) for start, turn in zip(starts, turns, strict=True)]
         prefill = Prefill(spans, [turn.past for turn in turns])
-        model = self.sampler.model
+        model = self.model
         hidden_1TH = model.get_decoder()(
             input_ids=torch.tensor([[token for turn in turns for token in turn.new]], device=device),
             position_ids=torch.from_numpy(np.concatenate(positions))[None].to(device),
@@ -184,7 +212,7 @@ class _Batch:
     def _decode(self, token_B: torch.Tensor) -> torch.Tensor:
         if self.program is not None:
             return self.program.step(token_B, self.cache)
-        model, cache = self.sampler.model, self.cache
+        model, cache = self.model, self.cache
         hidden_B1H = model.get_decoder()(
             input_ids=token_B[:, None], position_ids=cache.lengths_B[:, None], use_cache=False, cache=cache
         ).last_hidden_state

@@ -5,11 +5,14 @@ import platform
 import subprocess
 import time
 import uuid
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from posttrain.recipe.types import Execution
+from posttrain.recipe.inputs import keys_trained_on
+from posttrain.recipe.types import Execution, Recipe
+from posttrain.run import recipe_file
 from posttrain.run.folder import RunFolder, write_json_atomic
 from posttrain.run.redaction import redact_json, without_secrets
 
@@ -56,27 +59,30 @@ def read(run: RunFolder) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def begin_attempt(
-    run: RunFolder, recipe_digest: str, source: str, seed: int, execution: Execution, hardware: dict[str, Any]
-) -> int:
+def begin_attempt(run: RunFolder, recipe: Recipe, source: str, execution: Execution, hardware: dict[str, Any]) -> int:
     """Record a new attempt and return its number, counted from 1."""
     manifest = read(run) or {
         "run_id": uuid.uuid4().hex,
         "name": run.path.name,
-        "created": time.time(),
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "source": source,
-        "recipe_digest": recipe_digest,
-        "seed": seed,
+        "recipe": recipe.name,
+        "recipe_digest": recipe_file.digest(recipe),
+        "training_config": recipe.flags,
+        "dataset_key": " ".join(keys_trained_on(recipe)) or None,
+        "seed": recipe.seed,
         "model_digest": None,
         "datasets": {},
         "attempts": [],
     }
     versions = package_versions()
     hardware = hardware | {"python": platform.python_version()}
-    manifest |= {"git": git_state(), "packages": versions, "hardware": hardware}
+    git = git_state()
+    manifest |= {"git": git, "git_sha": git and git["commit"], "packages": versions, "hardware": hardware}
+    manifest |= {"artifacts_path": str(run.path.absolute())}
     number = 1 + max((attempt["number"] for attempt in manifest["attempts"]), default=0)
     attempt: dict[str, Any] = {"number": number, "started": time.time(), "finished": None, "outcome": None}
-    attempt |= {"execution": execution.model_dump(mode="json"), "git": manifest["git"], "packages": versions}
+    attempt |= {"execution": execution.model_dump(mode="json"), "git": git, "packages": versions}
     attempt |= {"hardware": hardware}
     manifest["attempts"].append(attempt)
     write_json_atomic(run.manifest, redact_json(manifest))

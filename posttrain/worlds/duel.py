@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from posttrain.chat.conversation import Conversation, Message
+from posttrain.chat.conversation import Conversation, Message, reasoned
 from posttrain.worlds.decisions import decision_task, open_choice
 from posttrain.worlds.names import Split
 
@@ -124,7 +124,12 @@ def _shown(card: Card) -> str:
 
 def trace(seed: int) -> dict[str, Any]:
     """A duel played by the optimal move, in the shape of the RT system's traces (`data/formats/rt_trace.py`)."""
-    hand, opponent = deal(random.Random(f"duel/trace/{seed}"), "train")
+    found = played(*deal(random.Random(f"duel/trace/{seed}"), "train"))
+    return {**found, "meta": {**found["meta"], "seed": seed}}
+
+
+def played(hand: Hand, opponent: Card) -> dict[str, Any]:
+    """The trace of one deal."""
     move, values = optimal(hand), expected_chips(hand)
     moves = [f"fold (lose {hand.ante})", f"call (play for {hand.call})", f"raise (play for {hand.top})"]
     seen = " ".join(map(_shown, hand.seen)) or "nothing"
@@ -148,7 +153,6 @@ def trace(seed: int) -> dict[str, Any]:
             "opponent_card": _shown(opponent),
             "result": "folded" if move == 0 else {1: "win", 0: "tie", -1: "loss"}[result(hand, opponent)],
             "chips": chips(hand, opponent)[move],
-            "seed": seed,
         },
     }
 
@@ -156,3 +160,22 @@ def trace(seed: int) -> dict[str, Any]:
 def traces(count: int, seed: int) -> list[dict[str, Any]]:
     """Trace number n has the seed `seed` + n."""
     return [trace(seed + number) for number in range(count)]
+
+
+def trace_conversation(rng: random.Random, split: Split) -> dict[str, Any]:
+    """A trace as it is learned from."""
+    found = played(*deal(rng, split))
+    steps = [step["content"] for step in found["steps"]]
+    return {"conversation": reasoned(found["prompt"], steps, found["final_answer"]).model_dump()}
+
+
+def trace_task(rng: random.Random, split: Split) -> dict[str, Any]:
+    """What a trace asks; right is the move it ends in."""
+    found = played(*deal(rng, split))
+    asked, *answer = reasoned(found["prompt"], [], found["final_answer"]).messages
+    return {
+        "world": "answers",
+        "prompt": Conversation(messages=(asked,)).model_dump(),
+        "reference": {"kind": "exact", "answer": found["final_answer"]},
+        "solution": [message.model_dump() for message in answer],
+    }

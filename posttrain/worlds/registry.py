@@ -49,6 +49,8 @@ MAKERS: dict[tuple[str, str], Maker] = {
     ("tes_small", "conversations"): tes.small_conversation,
     ("duel", "tasks"): duel.task,
     ("duel", "conversations"): duel.conversation,
+    ("duel_traces", "tasks"): duel.trace_task,
+    ("duel_traces", "conversations"): duel.trace_conversation,
     ("calculator", "tasks"): calculator.task,
     ("calculator", "conversations"): calculator.conversation,
     ("sums", "tasks"): sums.task,

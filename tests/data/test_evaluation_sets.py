@@ -15,14 +15,15 @@ from typing import Any
 import pytest
 
 from posttrain.chat.conversation import Message
-from posttrain.data.evaluation_sets import FOLDER, find_set, read_set, shipped
+from posttrain.data.evaluation_sets import find_set, read_set, shipped
 from posttrain.data.overlap import shared_rows
+from posttrain.data.records import EVALUATION_SETS
 from posttrain.errors import DataError, InputError
 from posttrain.recipe.load import find, shipped_names
 from posttrain.recipe.types import PreparePhase, WorldSource
 from posttrain.worlds.registry import rows, start
 
-ITEMS = [json.loads(line) for line in (FOLDER / "eval_v1.jsonl").read_text().splitlines()]
+ITEMS = [json.loads(line) for line in (EVALUATION_SETS / "eval_v1.jsonl").read_text().splitlines()]
 TASKS = {row["id"]: row for row in read_set(find_set("eval_v1", lambda file: "evaluation"), None).rows}
 WEEK = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 SIZES = {

@@ -50,7 +50,7 @@ class FakeRun:
     def complete(self, name, seconds=10.0, metrics=None, counts=None, gates=None, state=None, details=None, **more):
         """A phase's result; `gates` maps gate names to (value, passed)."""
         spec = self.phases[name]
-        self.event(more.get("began", "phase_started"), phase=name)
+        self.event(more.get("began", "phase_started"), phase=name, fingerprint=sha(name))
         started, self.clock = self.clock, self.clock + seconds
         known = {gate["name"]: gate for gate in spec["gates"]}
         result = {

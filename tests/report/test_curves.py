@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 
+import numpy as np
 import pytest
 
 from posttrain.report import curves
@@ -60,7 +61,15 @@ def test_one_point_and_constant_curves_are_drawn(points):
 def test_long_curves_are_thinned_and_say_so():
     panel = curves.curve_panel("loss", [(step, math.sin(step)) for step in range(1, 5001)], [], missing=0)
     assert panel.svg.count("<circle") <= curves.MOST_POINTS_DRAWN
-    assert panel.caption.startswith("dots: every 9th raw value; line: mean of 251 steps")
+    assert panel.caption.startswith("dots: lowest and highest of every 17 raw values; line: mean of 251 steps")
+
+
+def test_a_spike_in_a_long_curve_is_kept():
+    values = np.sin(np.arange(100_003) / 500)
+    values[31_415], values[100_002] = 40.0, -40.0
+    places, length = curves.thinned(values, 600)
+    assert {31_415, 100_002} <= {*places} and len(places) <= 600 and length == 334
+    assert curves.thinned(values[:600], 600) == (list(range(600)), 1)
 
 
 def test_bars_follow_each_other_without_the_idle_time(tmp_path):

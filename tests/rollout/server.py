@@ -1,110 +1,86 @@
-"""A server on loopback with the endpoints of vLLM that the remote sampler uses; the in-process sampler writes."""
+"""The project's own server, for samplers that ask one: it can be made to fail."""
 
+import asyncio
 import json
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from transformers import PreTrainedModel
+import pytest
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from posttrain.engine.model import load_model
-from posttrain.errors import ModelError
-from posttrain.recipe.types import Sampling
-from posttrain.rollout.in_process import InProcessSampler
+from posttrain.rollout.remote import KEY_VARIABLE
+from posttrain.serve.asking import generation_of
+from tests.serve.serving import TOKEN, running, settings_with
 
 
-class Server(ThreadingHTTPServer):
+@dataclass
+class Server:
     """`drop`, `refused_length`, `delay_s` and `token_ids` make it fail."""
 
-    daemon_threads = True
+    app: ASGIApp
+    url: str = ""
+    drop: int = 0
+    refused_length: int | None = None
+    delay_s: float = 0.0
+    token_ids: bool = True
+    loaded: int = 0
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.folder = folder
-        self.models: dict[str, PreTrainedModel] = {"base": load_model(folder)}
-        self.one_at_a_time = threading.Lock()
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.drop, self.delay_s, self.token_ids = 0, 0.0, True
-        self.refused_length: int | None = None
-        self.loaded = 0
+    @property
+    def models(self) -> list[str]:
+        return generation_of(self.app).models()
 
-    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        sampling = Sampling(
-            temperature=body["temperature"],
-            top_p=body["top_p"],
-            top_k=None if body["top_k"] == -1 else body["top_k"],
-            max_new_tokens=body["max_tokens"],
-            max_turns=1,
-        )
-        stops = frozenset(body["stop_token_ids"])
-        with self.one_at_a_time:
-            sampler = InProcessSampler(self.models[body["model"]], stops, "float32", 4096)
-            [sampled] = sampler.sample([body["prompt"]], [body["seed"]], sampling)
-        choice: dict[str, Any] = {"index": 0, "text": "", "finish_reason": sampled.ended}
-        choice["logprobs"] = {"token_logprobs": sampled.logprobs}
-        if body["return_token_ids"] and self.token_ids:
-            choice["token_ids"] = sampled.tokens
-        return {"object": "text_completion", "model": body["model"], "choices": [choice]}
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        body = await _body(receive)
+        await asyncio.sleep(self.delay_s)
+        if self.drop:
+            self.drop -= 1
+            # Fewer bytes than were promised: the connection is closed in the middle of the answer.
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
+            await send({"type": "http.response.body", "body": b"{", "more_body": True})
+            return
+        if len(body.get("prompt", ())) == self.refused_length:
+            await JSONResponse({"error": {"message": "overloaded"}}, 503)(scope, receive, send)
+            return
+        if not self.token_ids:
+            body.pop("return_token_ids", None)
+        self.loaded += scope["path"] == "/v1/load_lora_adapter"
+        content = json.dumps(body).encode()
+        scope["headers"] = [pair for pair in scope["headers"] if pair[0] != b"content-length"]
+        scope["headers"].append((b"content-length", str(len(content)).encode()))
+        await self.app(scope, _replayed(content, receive), send)
 
 
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-    protocol_version = "HTTP/1.1"
+async def _body(receive: Receive) -> dict:
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+    return json.loads(body)
 
-    def log_message(self, *args: object) -> None:
-        pass
 
-    def do_GET(self) -> None:
-        assert self.path == "/v1/models"
-        self.answer(200, {"object": "list", "data": [{"id": name} for name in self.server.models]})
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        time.sleep(self.server.delay_s)
-        if self.server.drop:
-            self.server.drop -= 1
-            self.close_connection = True
-            self.connection.close()
-        elif self.path == "/v1/load_lora_adapter":
-            self.load(body)
-        elif self.path == "/v1/unload_lora_adapter":
-            del self.server.models[body["lora_name"]]
-            self.answer(200, f"Success: LoRA adapter '{body['lora_name']}' removed successfully.")
-        elif len(body["prompt"]) == self.server.refused_length:
-            self.answer(503, {"error": {"message": "overloaded"}})
-        else:
-            self.answer(200, self.server.complete(body))
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
 
-    def load(self, body: dict[str, Any]) -> None:
-        try:
-            self.server.models[body["lora_name"]] = load_model(self.server.folder, Path(body["lora_path"]))
-        except ModelError as error:
-            self.answer(404, {"error": {"message": str(error)}})
-        else:
-            self.server.loaded += 1
-            self.answer(200, f"Success: LoRA adapter '{body['lora_name']}' added successfully.")
-
-    def answer(self, status: int, content: dict[str, Any] | str) -> None:
-        text = content if isinstance(content, str) else json.dumps(content)
-        self.send_response(status)
-        self.send_header("Content-Type", "text/plain" if isinstance(content, str) else "application/json")
-        self.send_header("Content-Length", str(len(text.encode())))
-        self.end_headers()
-        self.wfile.write(text.encode())
+    return replay
 
 
 @contextmanager
-def serve(folder: Path) -> Iterator[Server]:
-    server = Server(folder)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+def serve(folder: Path, runs_dir: Path) -> Iterator[Server]:
+    """Adapters are read below `runs_dir`."""
+    made: list[Server] = []
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        running(settings_with(folder, runs_dir), lambda app: made.append(Server(app)) or made[0]) as at,
+    ):
+        patch.setenv(KEY_VARIABLE, TOKEN)
+        made[0].url = at.url
+        yield made[0]

@@ -1,8 +1,9 @@
 """One contract for every sampler: against stock generation, the trainer's own log-probabilities, and each other.
 
-The remote one talks to a server on loopback with vLLM's endpoints, which samples with the in-process one.
+The remote one talks to the project's own server on loopback, which samples with the in-process one.
 """
 
+import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -22,6 +23,7 @@ from posttrain.recipes.quickstart import adamw
 from posttrain.rollout import in_process
 from posttrain.rollout.in_process import InProcessSampler, choose
 from posttrain.rollout.remote import RemoteSampler
+from posttrain.run.folder import ASSETS
 from tests.engine.toys import save_toy
 from tests.rollout.server import serve
 
@@ -35,7 +37,9 @@ ADAMW = adamw(0.3)
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    return save_toy(tmp_path_factory.mktemp("toy"))
+    folder = save_toy(tmp_path_factory.mktemp("toy"))
+    shutil.copy(ASSETS / "tiny_base" / "tokenizer.json", folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +49,12 @@ def prompts():
 
 
 @pytest.fixture(scope="module", params=["in_process", "remote"])
-def make_sampler(request, toy):
+def make_sampler(request, toy, tmp_path_factory):
     """stop tokens → sampler of the toy."""
     if request.param == "in_process":
         yield lambda stops: InProcessSampler(load_model(toy), stops, "float32", 4096)
     else:
-        with serve(toy) as server:
+        with serve(toy, tmp_path_factory.mktemp("runs")) as server:
             yield partial(RemoteSampler, server.url, first_wait_s=0.01)
 
 
@@ -141,8 +145,8 @@ def test_how_many_slots_there_are_changes_no_token(toy, prompts, budget):
 
 def test_a_prompt_is_prefilled_once_for_its_group(toy, prompts, monkeypatch):
     seen = []
-    forward = in_process._Batch._forward
-    monkeypatch.setattr(in_process._Batch, "_forward", lambda batch, turns: seen.extend(turns) or forward(batch, turns))
+    forward = in_process.Batch._forward
+    monkeypatch.setattr(in_process.Batch, "_forward", lambda batch, turns: seen.extend(turns) or forward(batch, turns))
     several = [prompt for prompt in prompts for _ in range(6)]
     InProcessSampler(load_model(toy), STOPS, "float32", 100).sample(several, range(30), WARM)
     assert [list(turn.new) for turn in seen] == prompts
@@ -184,8 +188,8 @@ def test_choose_follows_the_distribution_and_top_p():
 # ---------------------------------------------------------------- servers that fail
 
 
-def test_a_dropped_connection_is_tried_again(toy, prompts):
-    with serve(toy) as server:
+def test_a_dropped_connection_is_tried_again(toy, prompts, tmp_path):
+    with serve(toy, tmp_path) as server:
         sampler = RemoteSampler(server.url, STOPS, first_wait_s=0.01)
         server.drop = 2
         turns = sampler.sample(prompts[:1], [0], GREEDY)
@@ -193,8 +197,8 @@ def test_a_dropped_connection_is_tried_again(toy, prompts):
         assert turns == InProcessSampler(load_model(toy), STOPS, "float32", 4096).sample(prompts[:1], [0], GREEDY)
 
 
-def test_an_episode_without_an_answer_is_lost_and_says_where(toy, prompts):
-    with serve(toy) as server:
+def test_an_episode_without_an_answer_is_lost_and_says_where(toy, prompts, tmp_path):
+    with serve(toy, tmp_path) as server:
         sampler = RemoteSampler(server.url, STOPS, first_wait_s=0.01)
         server.refused_length = len(prompts[0])
         turns = sampler.sample(prompts[:3], [0, 0, 0], GREEDY)
@@ -215,16 +219,16 @@ def test_a_group_that_lost_a_member_is_trained_on_the_others(toy, prompts):
         assert torch.equal(batch_logprobs(model, whole, "float32"), batch_logprobs(model, rest, "float32"))
 
 
-def test_a_server_that_does_not_answer_in_time_is_named(toy, prompts):
-    with serve(toy) as server:
+def test_a_server_that_does_not_answer_in_time_is_named(toy, prompts, tmp_path):
+    with serve(toy, tmp_path) as server:
         sampler = RemoteSampler(server.url, STOPS, first_wait_s=0.01, timeout_s=0.2)
         server.delay_s = 1.0
         with pytest.raises(MachineError, match=f"{server.url}/v1/completions did not answer within 0.2 s, 4 times"):
             sampler.sample(prompts[:1], [0], GREEDY)
 
 
-def test_a_server_that_is_not_there_or_knows_no_token_ids_is_named(toy, prompts):
-    with serve(toy) as server:
+def test_a_server_that_is_not_there_or_knows_no_token_ids_is_named(toy, prompts, tmp_path):
+    with serve(toy, tmp_path) as server:
         sampler = RemoteSampler(server.url, STOPS, first_wait_s=0.01)
         server.token_ids = False
         with pytest.raises(InputError, match=f"{server.url} returned no token ids"):
@@ -242,16 +246,16 @@ def test_adapters_are_loaded_while_the_server_runs(toy, prompts, tmp_path):
             for factor in (module.lora_A, module.lora_B):
                 factor.copy_(torch.randn(factor.shape, generator=generator) * 0.3)
     adapters.save(model, tmp_path / "adapter", "toy")
-    with serve(toy) as server:
+    with serve(toy, tmp_path) as server:
         sampler = RemoteSampler(server.url, STOPS, first_wait_s=0.01)
         before = sampler.sample(prompts[:1], [1], WARM)
         sampler.load_adapter("one", tmp_path / "adapter")
         turns = sampler.sample(prompts[:1], [1], WARM)
         assert turns == InProcessSampler(model, STOPS, "float32", 4096).sample(prompts[:1], [1], WARM) != before
         sampler.load_adapter("two", tmp_path / "adapter")
-        assert list(server.models) == ["base", "two"]
+        assert server.models == ["base", "two"]
         sampler.drop_adapter()
-        assert list(server.models) == ["base"]
+        assert server.models == ["base"]
         assert sampler.sample(prompts[:1], [1], WARM) == before
         with pytest.raises(InputError, match="refused the request: 404"):
             sampler.load_adapter("three", tmp_path / "missing")

@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from posttrain.errors import RunFolderError
 from posttrain.recipe.types import Execution
+from posttrain.recipes.trace_sft import trace_sft
 from posttrain.run import manifest
 from posttrain.run.attempt_log import AttemptLog, log_path
 from posttrain.run.folder import RunFolder
@@ -63,13 +65,16 @@ def test_logs_and_manifests_are_redacted(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_attempts_are_numbered_and_keep_their_execution(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "mine")
-    assert manifest.begin_attempt(run, "d", "smoke", 1, Execution(threads=3), {"cpu": "x"}) == 1
+    run, recipe = RunFolder(tmp_path / "mine"), trace_sft(seed=1, dataset_key="duels@v1", evaluation="asked@v2")
+    assert manifest.begin_attempt(run, recipe, "trace_sft", Execution(threads=3), {"cpu": "x"}) == 1
     manifest.end_attempt(run, 1, "stopped")
-    assert manifest.begin_attempt(run, "d", "smoke", 1, Execution(), {"cpu": "x"}) == 2
+    assert manifest.begin_attempt(run, recipe, "trace_sft", Execution(), {"cpu": "x"}) == 2
     stored = json.loads(run.manifest.read_text())
     assert [(one["outcome"], one["execution"]["threads"]) for one in stored["attempts"]] == [("stopped", 3), (None, 2)]
     assert stored["packages"]["torch"] and stored["seed"] == 1 and len(stored["run_id"]) == 32
+    assert (stored["recipe"], stored["dataset_key"]) == ("trace_sft", "duels@v1")
+    assert stored["training_config"] == recipe.flags and stored["artifacts_path"] == str(run.path)
+    assert datetime.fromisoformat(stored["created_at"]).tzinfo is not None and "git_sha" in stored
     assert log_path(run, 2).name == "attempt-0002.log"
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from posttrain.chat.conversation import Conversation, Message
+from posttrain.chat.conversation import reasoned
 from posttrain.data.formats.format import BadRow, Fields, Format, Record, items, kind, text
 
 MOST_PROMPT = MOST_ANSWER = 50_000
@@ -15,16 +15,9 @@ def fields(record: Record) -> Fields:
     steps, meta = _steps(record), record.get("meta") or {}
     if not isinstance(meta, dict):
         raise BadRow("meta", f"is {kind(meta)}, not an object")
-    return {
-        "conversation": Conversation(
-            messages=(
-                Message(role="user", content=prompt),
-                *(Message(role="assistant", channel="analysis", content=step["content"]) for step in steps),
-                Message(role="assistant", channel="final", content=final),
-            ),
-            metadata={"trace": {"trace_version": text(record, "trace_version"), "steps": steps, "meta": meta}},
-        )
-    }
+    metadata = {"trace": {"trace_version": text(record, "trace_version"), "steps": steps, "meta": meta}}
+    made = reasoned(prompt, [step["content"] for step in steps], final)
+    return {"conversation": made.model_copy(update={"metadata": metadata})}
 
 
 def _steps(record: Record) -> list[dict[str, Any]]:

@@ -1,0 +1,95 @@
+"""What every page has around it: style, navigation, and what becomes of errors."""
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from nicegui import run, ui
+
+import posttrain.report
+from posttrain.errors import PosttrainError
+from posttrain.run.redaction import redact
+from posttrain.serve.dashboard.site import ROOT, fragment
+from posttrain.serve.problems import Problem
+
+STYLE = "".join(
+    path.read_text()
+    for path in (Path(posttrain.report.__file__).with_name("page.css"), Path(__file__).with_name("style.css"))
+)
+KEEP_FOCUS = Path(__file__).with_name("keep_focus.js").read_text()
+RUN_PAGES = {"": "Overview", "/episodes": "Episodes", "/data": "Data", "/report": "Report"}
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+@contextmanager
+def frame(title: str, run_name: str | None = None, here: str = "") -> Iterator[None]:
+    """A page called `title`; within a run, with links to its other pages. `here`: which of them is open."""
+    ui.page_title(f"{title} · posttrain")
+    ui.add_head_html(f"<style>{STYLE}</style><script>{KEEP_FOCUS}</script>")
+    pages = (
+        {f"{ROOT}/run/{run_name}{part}": (told, part == here) for part, told in RUN_PAGES.items()} if run_name else {}
+    )
+    ui.html(fragment("frame", title=title, run_name=run_name, here=here, pages=pages), sanitize=False, tag="header")
+    with ui.element("main").props("id=content tabindex=-1"):
+        yield
+
+
+def page(path: str) -> Callable[[Callable[Given, None]], Callable[Given, None]]:
+    """A page that says what is wrong where it cannot be built."""
+
+    def decorate(build: Callable[Given, None]) -> Callable[Given, None]:
+        @wraps(build)
+        def built(*given: Given.args, **named: Given.kwargs) -> None:
+            try:
+                build(*given, **named)
+            except PosttrainError as error:
+                ui.context.slot.parent.clear()
+                ui.status_code(error.status if isinstance(error, Problem) else 422)
+                with frame("Not to be shown"):
+                    ui.label(redact(str(error))).props("role=alert").classes("fault")
+
+        ui.page(path)(built)
+        return built
+
+    return decorate
+
+
+def markup(name: str = "", tag: str = "div", **given: Any) -> ui.html:
+    """A fragment's place on the page; empty until `refill` where no name is given."""
+    return ui.html(fragment(name, **given) if name else "", sanitize=False, tag=tag)
+
+
+def refill(place: ui.html, name: str, **given: Any) -> None:
+    """Show the fragment, unless it is shown already: what has not changed keeps its selection."""
+    content = fragment(name, **given)
+    if place.content != content:
+        place.set_content(content)
+
+
+async def apart(function: Callable[Given, Result], *given: Given.args, **named: Given.kwargs) -> Result | None:
+    """The function's result from a thread; what a person can mend is told and None returned."""
+    try:
+        return await run.io_bound(function, *given, **named)
+    except PosttrainError as error:
+        tell(error)
+        return None
+
+
+def tell(error: Exception) -> None:
+    ui.notify(redact(str(error)), type="negative", multi_line=True, timeout=12_000, close_button="Close")
+
+
+def button(told: str, do: Callable[[], Any], kind: str = "") -> ui.element:
+    """A button of the browser's own: focus, Enter and Space are its business."""
+    made = ui.element("button").props("type=button").classes(f"button {kind}").on("click", lambda: do())
+    with made:
+        ui.label(told)
+    return made
+
+
+def every(seconds: float, look: Callable[[], Awaitable[None]]) -> ui.timer:
+    """`look` now and again; the next one waits for the one before."""
+    return ui.timer(seconds, look)

@@ -1,0 +1,59 @@
+"""Errors as problem details (RFC 9457)."""
+
+import http
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from posttrain.errors import GateFailed, InputError, MachineError, PosttrainError, RunFolderError
+from posttrain.run.redaction import redact, redact_json
+
+STATUS: tuple[tuple[type[PosttrainError], int], ...] = (
+    (RunFolderError, 409),
+    (InputError, 422),
+    (GateFailed, 409),
+    (MachineError, 503),
+)
+"""Of what the rooms below raise; the first that fits counts."""
+
+
+class Problem(PosttrainError):
+    """What was asked for cannot be had, with the HTTP status that says so."""
+
+    def __init__(self, status: int, detail: str, **more: Any) -> None:
+        super().__init__(detail)
+        self.status, self.more = status, more
+
+
+def problem_response(status: int, detail: str, headers: dict[str, str] | None = None, **more: Any) -> JSONResponse:
+    body = {"type": "about:blank", "title": http.HTTPStatus(status).phrase, "status": status, "detail": redact(detail)}
+    return JSONResponse(body | redact_json(more), status, headers, media_type="application/problem+json")
+
+
+def add_handlers(app: FastAPI) -> None:
+    @app.exception_handler(PosttrainError)
+    def typed(request: Request, error: PosttrainError) -> JSONResponse:
+        if isinstance(error, Problem):
+            return problem_response(error.status, str(error), **error.more)
+        status = next((status for kind, status in STATUS if isinstance(error, kind)), 500)
+        return problem_response(status, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        # Without the input itself: it may be long, and may hold what is no JSON.
+        faults = [{"field": ".".join(map(str, fault["loc"])), "reason": fault["msg"]} for fault in error.errors()[:20]]
+        first = f"{faults[0]['field']}: {faults[0]['reason']}" if faults else "the request is not valid"
+        return problem_response(422, first, errors=faults)
+
+    @app.exception_handler(HTTPException)
+    def refused(request: Request, error: HTTPException) -> JSONResponse:
+        return problem_response(error.status_code, str(error.detail), dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    def unforeseen(request: Request, error: Exception) -> JSONResponse:
+        logging.getLogger(__name__).error("%s %s", request.method, request.url.path, exc_info=error)
+        return problem_response(500, f"unforeseen error, a fault of ours: {type(error).__name__}: {error}")

@@ -91,10 +91,11 @@ def test_too_little_room_is_said_before_the_first_phase(tmp_path: Path, monkeypa
     monkeypatch.setattr(machine, "memory_bytes", lambda: 10**6)
     free = machine.free_bytes(tmp_path)
     monkeypatch.setattr("posttrain.pipeline.curriculum.disk_bytes", lambda *asked: 10 * free)
-    said = CliRunner().invoke(main, ["run", SMALL, "--fresh"]).output
+    recipe = Path(__file__).parents[1] / "end_to_end" / "recipes" / "small_sft.py"
+    said = CliRunner().invoke(main, ["run", str(recipe), "--name", "own", "--device", "cpu"]).output
     first = said.index("starting")
     assert -1 < said.find("WARNING: the run needs about") < first
-    assert -1 < said.find("GB of memory, there are 0.0 GB and no GPU; what makes it fit: posttrain plan") < first
+    assert -1 < said.find("GB of memory, there are 0.0 GB and no GPU; what makes it fit: posttrain plan own") < first
 
 
 def test_a_gpu_that_is_asked_for_and_not_there_is_said_before_anything_is_read(

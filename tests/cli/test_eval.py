@@ -114,7 +114,8 @@ def test_the_coding_agents_six_targets_are_measured_on_its_set_and_on_a_tree_of_
     targets = [line for line in done.output.splitlines() if line.startswith("target:")]
     assert [line.split()[1] for line in targets] == [target.metric for target in CODING_AGENT.targets]
     assert not [line for line in targets if "not measured" in line]
-    assert invoke("data", "mutate", "shipped:python", "--output", "tasks.jsonl", "--limit", "2").exit_code == 0
+    words = ("data", "mutate", "shipped:python", "--language", "python", "--output", "tasks.jsonl", "--limit", "2")
+    assert invoke(*words).exit_code == 0
     own = invoke("eval", "shipped:tiny", "--set", "tasks.jsonl", *short)
     assert own.exit_code == 0 and own.output.count("target:") == 6, own.output
     other = invoke("eval", "shipped:tiny", "--set", "set.jsonl", *SHORT)

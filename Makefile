@@ -26,7 +26,7 @@ types: $(STAMPS)/test-installed
 rules: $(STAMPS)/test-installed
 	$(BIN)/lint-imports
 
-tests: $(STAMPS)/test-installed $(STAMPS)/node $(STAMPS)/toolchains $(STAMPS)/chromium
+tests: $(STAMPS)/test-installed $(STAMPS)/node $(STAMPS)/toolchains $(STAMPS)/chromium $(STAMPS)/postgresql
 	OMP_NUM_THREADS=1 POSTTRAIN_TEST_TOOLS=$(CURDIR)/$(NODE_TOOLS) \
 	POSTTRAIN_NODE_MODULES=$(CURDIR)/$(NODE_TOOLS)/node_modules $(BIN)/pytest -n $(JOBS) --dist worksteal
 
@@ -70,6 +70,13 @@ $(STAMPS)/chromium: Makefile
 		{ [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -y -q --no-install-recommends chromium; } || true
 	@if command -v chromium >/dev/null; then mkdir -p $(STAMPS) && touch $@; \
 		else echo "chromium is missing: its tests will be skipped"; fi
+
+# PostgreSQL for the server's tests, which start one of their own and skip, naming it, where it is not.
+$(STAMPS)/postgresql: Makefile
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -y -q --no-install-recommends postgresql; } || true
+	@if ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null; then \
+		mkdir -p $(STAMPS) && touch $@; else echo "postgresql is missing: its tests will be skipped"; fi
 
 clean:
 	rm -rf .venv .tools build dist *.egg-info

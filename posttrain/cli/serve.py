@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 NEEDED = ("fastapi", "uvicorn", "nicegui", "sqlalchemy", "alembic")
 """Of the extra."""
+SHORTEST_TOKEN = 16
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -58,6 +59,8 @@ def serve(
     token, database_url = os.environ.pop(names.TOKEN, None), os.environ.pop(names.DATABASE_URL, None)
     if host not in LOOPBACK and not token:
         raise InputError(f"--host {host} can be reached by others: set a token of your own in {names.TOKEN}")
+    if token is not None and len(token) < SHORTEST_TOKEN:
+        raise InputError(f"{names.TOKEN} has {len(token)} characters: give it at least {SHORTEST_TOKEN}")
     listening = _listen(host, port)
     port = listening.getsockname()[1]
     settings = names.Settings(

@@ -5,7 +5,7 @@ import random
 import shutil
 import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -68,16 +68,34 @@ def build(registry: Registry, key: str, request: Request) -> Built:
     parent = registry.find(request.parent) if request.parent else None
     read = _reader(request)
     tally = _Tally(Counter(), Counter(), Counter(), [])
+
+    def manifest(taken: Counter[str], statistics: Statistics) -> dict[str, Any]:
+        tally.other["rows"] = taken.total()
+        tally.read = Counter({source: taken[source] for source in tally.read})
+        _check(key, request, tally, statistics)
+        return _manifest(request, parent, tally, statistics)
+
+    stored, is_new = commit_rows(registry, key, _chosen(request, read, tally), manifest)
+    return Built(stored, is_new, tuple(tally.examples))
+
+
+def commit_rows(
+    registry: Registry,
+    key: str,
+    rows: Iterable[tuple[str, Row]],
+    manifest: Callable[[Counter[str], Statistics], dict[str, Any]],
+) -> tuple[Stored, bool]:
+    """Write rows, each with the label of its source, and commit them; and whether the version is new.
+
+    `manifest` is asked once they are written, with their number by source: it describes them, or refuses.
+    """
     registry.folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=registry.folder))
     try:
-        statistics = _write(temporary, _chosen(request, read, tally), tally)
-        _check(key, request, tally, statistics)
-        manifest = _manifest(request, parent, tally, statistics)
-        stored, is_new = registry.commit(key, temporary, manifest)
+        taken, statistics = _write(temporary, rows)
+        return registry.commit(key, temporary, manifest(taken, statistics))
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Built(stored, is_new, tuple(tally.examples))
 
 
 def _reader(request: Request) -> Callable[[Counter[str]], Iterator[tuple[str, str, Row | Fault]]]:
@@ -117,7 +135,7 @@ def _chosen(request: Request, read: Callable[..., Any], tally: _Tally) -> Iterat
                 yield pair
 
 
-def _write(folder: Path, rows: Iterator[tuple[str, Row]], tally: _Tally) -> Statistics:
+def _write(folder: Path, rows: Iterable[tuple[str, Row]]) -> tuple[Counter[str], Statistics]:
     statistics, seen, taken = Statistics(), set[str](), Counter[str]()
     with open(folder / "rows.jsonl", "wb") as file, open(folder / "ids.txt", "wb") as ids:
         for source, row in rows:
@@ -131,9 +149,7 @@ def _write(folder: Path, rows: Iterator[tuple[str, Row]], tally: _Tally) -> Stat
             statistics.add(json.loads(line))
             file.write(line.encode() + b"\n")
             ids.write(json.dumps(row.id, ensure_ascii=False).encode() + b"\n")
-    tally.other["rows"] = sum(taken.values())
-    tally.read = Counter({source: taken[source] for source in tally.read})
-    return statistics
+    return taken, statistics
 
 
 def _check(key: str, request: Request, tally: _Tally, statistics: Statistics) -> None:

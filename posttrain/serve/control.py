@@ -1,11 +1,10 @@
 """Runs as the endpoints and the dashboard see and steer them, through what the commands do."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from posttrain.launch import here
 from posttrain.pipeline.history import read_history
@@ -25,8 +24,7 @@ from posttrain.serve.settings import Settings
 State = Literal["running", "finished", "stopped", "failed", "gate_failed", "not begun"]
 
 
-@dataclass(frozen=True)
-class RunState:
+class RunState(BaseModel):
     name: str
     state: State
     completed: tuple[str, ...]
@@ -49,25 +47,40 @@ def run_of(settings: Settings, name: str) -> RunFolder:
     return run_named(name, settings.runs_dir)
 
 
-def all_runs(settings: Settings) -> Iterator[RunState]:
-    for name in run_names(settings.runs_dir):
-        yield state_of(RunFolder(settings.runs_dir / name))
+def newest_names(settings: Settings) -> list[str]:
+    """By when their folder was begun."""
+
+    def begun(name: str) -> float:
+        try:
+            return (settings.runs_dir / name / "recipe.json").stat().st_mtime
+        except OSError:
+            return 0.0
+
+    return sorted(run_names(settings.runs_dir), key=begun, reverse=True)
 
 
 def state_of(run: RunFolder) -> RunState:
-    history, stored = read_history(Journal(run.events)), manifest.read(run)
+    journal = Journal(run.events)
+    history, stored = read_history(journal), manifest.read(run)
     held = holder(run) is not None
     beat = read_heartbeat(run) if held else None
-    attempts = stored.get("attempts") or [{}]
-    ended: State = attempts[-1].get("outcome") or ("not begun" if not stored else "failed")
+    done = [event.get("phase") for event in journal.read() if event.get("event") == "phase_completed"]
     return RunState(
         name=run.path.name,
-        state="running" if held else "finished" if history.finished else ended,
-        completed=tuple(history.completed),
+        state="running" if held else "finished" if history.finished else _ended(stored),
+        completed=tuple(phase for phase in dict.fromkeys(done) if phase in history.completed),
         created=stored.get("created"),
         doing=beat.doing if beat else None,
         idle_s=since_boot() - beat.moved if beat else None,
     )
+
+
+def _ended(stored: Mapping[str, Any]) -> State:
+    """How the last attempt ended; one that was killed left no note."""
+    if not stored.get("attempts"):
+        return "not begun"
+    outcome = stored["attempts"][-1].get("outcome")
+    return outcome if outcome in ("stopped", "gate_failed") else "failed"
 
 
 def start(
@@ -117,10 +130,10 @@ def _checked(settings: Settings, found: FoundRecipe, given: Mapping[str, FlagVal
 
 
 def _fault(settings: Settings, flag: Flag, value: FlagValue) -> str | None:
-    if flag.choices:
-        return None if value in flag.choices else f"is none of {', '.join(map(str, flag.choices))}"
     if value is None:
         return None if flag.default is None else "must not be null"
+    if flag.choices:
+        return None if value in flag.choices else f"is none of {', '.join(map(str, flag.choices))}"
     right = type(value) in ((int, float) if flag.type is float else (flag.type,))
     if not right:
         return f"is {type(value).__name__}, not {flag.type.__name__}"

@@ -7,6 +7,8 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 
 from posttrain.errors import GateFailed, InputError, MachineError, PosttrainError, RunFolderError
@@ -21,6 +23,26 @@ STATUS: tuple[tuple[type[PosttrainError], int], ...] = (
 """Of what the rooms below raise; the first that fits counts."""
 
 
+class ProblemDetails(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+MEDIA_TYPE = "application/problem+json"
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": said,
+        "content": {MEDIA_TYPE: {"schema": ProblemDetails.model_json_schema()}},
+    }
+    for status, said in (("4XX", "Refused, with the reason."), ("5XX", "The server or its database failed."))
+}
+"""Of every endpoint, for the OpenAPI document."""
+
+
 class Problem(PosttrainError):
     """What was asked for cannot be had, with the HTTP status that says so."""
 
@@ -31,7 +53,7 @@ class Problem(PosttrainError):
 
 def problem_response(status: int, detail: str, headers: dict[str, str] | None = None, **more: Any) -> JSONResponse:
     body = {"type": "about:blank", "title": http.HTTPStatus(status).phrase, "status": status, "detail": redact(detail)}
-    return JSONResponse(body | redact_json(more), status, headers, media_type="application/problem+json")
+    return JSONResponse(body | redact_json(more), status, headers, media_type=MEDIA_TYPE)
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -41,6 +63,13 @@ def add_handlers(app: FastAPI) -> None:
             return problem_response(error.status, str(error), **error.more)
         status = next((status for kind, status in STATUS if isinstance(error, kind)), 500)
         return problem_response(status, str(error))
+
+    @app.exception_handler(DBAPIError)
+    def database(request: Request, error: DBAPIError) -> JSONResponse:
+        logging.getLogger(__name__).error("%s %s: %s", request.method, request.url.path, redact(str(error.orig)))
+        return problem_response(
+            503, "the database cannot be reached or does not answer; try again", {"Retry-After": "5"}
+        )
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -157,9 +157,39 @@ def played(hand: Hand, opponent: Card) -> dict[str, Any]:
     }
 
 
-def traces(count: int, seed: int) -> list[dict[str, Any]]:
+def reveal_trace(seed: int) -> dict[str, Any]:
+    """The same without a choice, as the RT system has it: both reveal, so there is nothing to learn but the form."""
+    card, opponent = random.Random(f"duel/reveal/{seed}").sample(DECK, 2)
+    won = (card[0] > opponent[0]) - (card[0] < opponent[0])
+    steps = {
+        "legal_moves": "reveal",
+        "observation": f"My card is {_shown(card)}.",
+        "unseen": f"{len(DECK) - 1} cards are unseen, my opponent's among them.",
+        "decision": "I reveal.",
+    }
+    return {
+        "trace_version": TRACE_VERSION,
+        "prompt": "High-card duel. You hold one hidden card, as your opponent does. Moves: reveal.",
+        "final_answer": "reveal",
+        "steps": [{"i": i, "type": kind, "content": content} for i, (kind, content) in enumerate(steps.items(), 1)],
+        "meta": {
+            "source": "ungar",
+            "game": "high_card_duel",
+            "my_card": _shown(card),
+            "opponent_card": _shown(opponent),
+            "result": {1: "win", 0: "tie", -1: "loss"}[won],
+            "seed": seed,
+        },
+    }
+
+
+TRACES = {"decision": trace, "reveal": reveal_trace}
+"""By variant."""
+
+
+def traces(count: int, seed: int, variant: str = "decision") -> list[dict[str, Any]]:
     """Trace number n has the seed `seed` + n."""
-    return [trace(seed + number) for number in range(count)]
+    return [TRACES[variant](seed + number) for number in range(count)]
 
 
 def trace_conversation(rng: random.Random, split: Split) -> dict[str, Any]:

@@ -307,6 +307,8 @@ TRACE = {"trace_version": "1.0", "prompt": "p", "final_answer": "f", "steps": [{
         ({"steps": []}, "steps: is empty"),
         ({"steps": TRACE["steps"] * 1001}, "steps: has 1001 steps; at most 1000 are allowed"),
         ({"steps": TRACE["steps"] * 2}, "steps: has the same `i` twice"),
+        ({"steps": [TRACE["steps"][0], {"i": 3, "type": "t", "content": "c"}]}, "steps: `i` does not count up by one"),
+        ({"steps": [{"i": 2, "type": "t", "content": "c"}]}, "steps: `i` does not count up by one from 0 or 1"),
         ({"steps": [{"i": 1, "type": "t", "content": "c" * 20_001}]}, "steps[0].content: has 20001 characters"),
         ({"steps": [{"i": "1", "type": "t", "content": "c"}]}, "steps[0].i: is text, not a number"),
         ({"meta": [1]}, "meta: is a list, not an object"),

@@ -34,8 +34,11 @@ def _steps(record: Record) -> list[dict[str, Any]]:
                 raise BadRow(f"steps[{place}].{field}", "is empty or no text")
         if len(step["content"]) > MOST_STEP:
             raise BadRow(f"steps[{place}].content", f"has {len(step['content'])} characters; at most {MOST_STEP}")
-    if len({step["i"] for step in steps}) < len(steps):
+    numbers = [step["i"] for step in steps]
+    if len(set(numbers)) < len(numbers):
         raise BadRow("steps", "has the same `i` twice")
+    if numbers[0] not in (0, 1) or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+        raise BadRow("steps", "`i` does not count up by one from 0 or 1")
     return [{"i": step["i"], "type": step["type"], "content": step["content"]} for step in steps]
 
 

@@ -22,7 +22,7 @@ from posttrain.phases.context import PhaseContext, PhaseOutcome, handed_on
 from posttrain.phases.finish import save_state
 from posttrain.phases.groups import DUPLICATE, TOO_SHORT, TRUNCATED, Curriculum, Group, chosen, mask, spread
 from posttrain.phases.held_out import task_metrics
-from posttrain.phases.loop import TrainingLoop, load_trainable, num_steps
+from posttrain.phases.loop import TrainingLoop, load_trainable, num_steps, summary
 from posttrain.phases.sampling import sampler_for, show_weights
 from posttrain.recipe.types import DrGrpo, GrpoPhase
 from posttrain.rollout.episodes import Ended, Episode, run_episodes, seed_of, trimmed
@@ -69,7 +69,7 @@ def run(context: PhaseContext, phase: GrpoPhase) -> PhaseOutcome:
             loop.record(step, report, drift=drift, **rollout_metrics(phase, groups))
 
     state, outputs = save_state(context, phase, model)
-    return PhaseOutcome(outputs, loop.summary(), episode_counts(context, phase), state)
+    return PhaseOutcome(outputs, summary(context.folder.metrics), episode_counts(context, phase), state)
 
 
 def curriculum_of(context: PhaseContext, phase: GrpoPhase, tasks: Shard, render: Renderer) -> Curriculum:

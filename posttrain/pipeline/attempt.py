@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.errors import GateFailed, MachineError, PhaseFault, PosttrainError, Stopped
-from posttrain.host import machine
+from posttrain.host import machine, tunix
 from posttrain.host.cache import cache_folder
 from posttrain.pipeline.screen import Screen
 from posttrain.pipeline.stop import StopSignals
@@ -43,6 +43,8 @@ def attempt(run: RunFolder, recipe: Recipe, source: str, execution: Execution, s
     if execution.device == "cuda":
         machine.require_gpu()
     level.use(execution.sandbox)
+    if execution.backend == "tunix":
+        tunix.interpreter()
     number = manifest.begin_attempt(run, recipe, source, execution, machine.facts())
     journal = Journal(run.events)
     journal.write("attempt_started", attempt=number, execution=execution.model_dump(mode="json"))

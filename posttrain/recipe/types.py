@@ -752,6 +752,8 @@ class Recipe(Frozen):
 class Execution(Frozen):
     """How this machine carries the recipe out. May change between attempts; every attempt records it."""
 
+    backend: Literal["torch", "tunix"] = "torch"
+    """Who carries out SFT: PyTorch, or Tunix on JAX in a process of its own; all else is PyTorch's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model is; `auto` is a GPU where there is one."""
     compile: Literal["auto", "off"] = "auto"

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.cli.options import execution_from
 from posttrain.host import machine
 from posttrain.pipeline import memory
 from posttrain.pipeline.estimate import disk_bytes, facts_of
@@ -118,7 +117,7 @@ def short_of(wanted: Recipe, execution: Execution) -> dict[str, str]:
 @pytest.mark.parametrize("profile", ["aggressive", "balanced", "conservative"])
 def test_the_option_that_is_named_makes_tui_fit_80_gb(profile: str) -> None:
     wanted = recipe("tui", batch_profile=profile)
-    execution = execution_from({}, wanted)
+    execution = Execution(**wanted.suggested.model_dump(exclude={"micro_batch_tokens"}, exclude_none=True))
     short = short_of(wanted, execution)
     assert "--keep-checkpoints 1" in short.pop("disk")
     assert short == dict.fromkeys(("agent_sft", "grpo") if profile == "aggressive" else ("grpo",), FITS)
@@ -127,12 +126,16 @@ def test_the_option_that_is_named_makes_tui_fit_80_gb(profile: str) -> None:
 
 
 @pytest.mark.usefixtures("h100")
-def test_options_are_put_together_where_none_is_enough() -> None:
-    # Without what the recipe suggests.
-    short = short_of(recipe("tui", batch_profile="aggressive"), Execution())
-    assert short["agent_sft"].startswith("--recompute full --") and "machine with more" not in short["agent_sft"]
-    # The merged base is packed no more.
-    assert "--base-weights" not in short["agent_sft"]
+def test_options_are_put_together_where_none_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "gpus", lambda: [machine.Gpu("A100", 40 * 10**9, 40 * 10**9, "570", "8.0")])
+    wanted = recipe("tui", batch_profile="aggressive")
+    named = short_of(wanted, Execution())["tool_sft"]
+    assert named == "--base-weights packed --recompute full --mlp-tile-tokens 2048 --micro-batch-tokens 32768"
+    words = named.replace("--", "").replace("-", "_").split()
+    fields = {
+        name: int(value) if value.isdigit() else value for name, value in zip(words[::2], words[1::2], strict=True)
+    }
+    assert "tool_sft" not in short_of(wanted, Execution(**fields))
 
 
 @pytest.mark.usefixtures("h100")

@@ -130,9 +130,14 @@ def as_row(phase: GrpoPhase, step: int, place: int, episode: Episode, render: Re
     assert score is not None
     value: float | None = None
     if score.reason is None:
-        if unknown := phase.reward.keys() - score.parts.keys():
-            raise PhaseFault(f"{phase.name}.reward: no part {sorted(unknown)}; this world has {sorted(score.parts)}")
-        value = sum(weight * score.parts[part] for part, weight in phase.reward.items())
+        world = episode.task["world"]
+        weights = weights_of(phase.reward, world)
+        if unknown := weights.keys() - score.parts.keys():
+            raise PhaseFault(
+                f"{phase.name}.reward: no part {sorted(unknown)}; world {world!r} has {sorted(score.parts)}, and may "
+                f"have weights of its own, as {world}.{min(score.parts)}"
+            )
+        value = sum(weight * score.parts[part] for part, weight in weights.items())
     return {
         "step": step,
         "place": place,
@@ -148,6 +153,12 @@ def as_row(phase: GrpoPhase, step: int, place: int, episode: Episode, render: Re
         "sampled": sampled.astype(int).tolist(),
         "logprobs": logprobs.tolist(),
     }
+
+
+def weights_of(reward: dict[str, float], world: str) -> dict[str, float]:
+    """Of the parts of this world's scores: those named `WORLD.PART`, or where there are none, those named `PART`."""
+    own = {key.removeprefix(f"{world}."): weight for key, weight in reward.items() if key.startswith(f"{world}.")}
+    return own or {key: weight for key, weight in reward.items() if "." not in key}
 
 
 def episodes_on_disk(context: PhaseContext, phase: GrpoPhase) -> dict[int, list[dict[str, Any]]]:

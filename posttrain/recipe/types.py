@@ -212,6 +212,7 @@ RowFormat = Literal[
     "editpackft",
     "hh_rlhf",
     "code_feedback",
+    "code_task",
     "gsm8k",
     "arc",
     "smoltalk",
@@ -629,7 +630,8 @@ class GrpoPhase(PhaseBase):
     steps: Steps
     updates_per_rollout: Positive
     reward: dict[str, float]
-    """Weights of the score's parts, by name; a part without one is only recorded."""
+    """Weights of the score's parts, by name; a part without one is only recorded. A world whose parts are others has
+    weights of its own, as `code.reward`."""
     pass_mark: float
     """An episode whose score reaches it counts as solved in `reward_accuracy`."""
     sampling: Sampling

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +19,10 @@ from posttrain.worlds.registry import start
 
 Ended = Literal["done", "format", "length", "turns", "lost"]
 """`lost`: the sampler gave up on it."""
+
+
+SCORERS = 2
+"""Episodes that are scored at once; as many as there are workers for commands."""
 
 
 @dataclass
@@ -59,7 +64,10 @@ def run_episodes(
     shots: Sequence[dict[str, Any]] = (),
     advance: Callable[[int], None] = lambda finished: None,
 ) -> list[Episode]:
-    """Play every task to its end; an episode goes on as soon as its world has answered."""
+    """Play every task to its end; an episode goes on as soon as its world has answered.
+
+    What is over is scored while others are sampled: programs run in processes of their own.
+    """
     environments = [start(task) for task in tasks]
     shown = [with_shots(Conversation.model_validate(task["prompt"]), shots) for task in tasks]
     episodes = [Episode(task, renderer.prompt(conversation)) for task, conversation in zip(tasks, shown, strict=True)]
@@ -70,12 +78,19 @@ def run_episodes(
         last = turns[number] == sampling.max_turns
         more = take_turn(episodes[number], environments[number], renderer, sampled, last)
         if more is None:
+            if episodes[number].score is None:
+                scores[number] = scorers.submit(environments[number].score)
             advance(1)
         return more
 
-    sampler.play([episode.prompt for episode in episodes], seeds, sampling, reply)
-    for episode, environment in zip(episodes, environments, strict=True):
-        episode.score = episode.score or environment.score()
+    scores: dict[int, Future[Score]] = {}
+    scorers = ThreadPoolExecutor(SCORERS, thread_name_prefix="scorer")
+    try:
+        sampler.play([episode.prompt for episode in episodes], seeds, sampling, reply)
+        for number, score in sorted(scores.items()):
+            episodes[number].score = score.result()
+    finally:
+        scorers.shutdown(cancel_futures=True)
     return episodes
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,16 +37,17 @@ def judge(caller: Caller, source: str, tests: Sequence[Sequence[Any]]) -> Grade:
 
 
 _grades: dict[tuple[int, str], Grade] = {}
+_asking = threading.Lock()
+"""The worker runs one program at a time."""
 
 
 def grade(source: str, tests: Sequence[Sequence[Any]]) -> Grade:
     """`judge` with this process's shared worker; the same question is answered once."""
     key = (os.getpid(), json.dumps([source, tests]))
-    if key not in _grades:
-        found = judge(shared(), source, tests)
-        if found.passed is None:
-            return found
-        if len(_grades) >= CACHED_GRADES:
-            _grades.clear()
-        _grades[key] = found
-    return _grades[key]
+    with _asking:
+        found = _grades.get(key) or judge(shared(), source, tests)
+        if found.passed is not None:
+            if len(_grades) >= CACHED_GRADES:
+                _grades.clear()
+            _grades[key] = found
+    return found

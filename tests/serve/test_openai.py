@@ -3,13 +3,16 @@
 import json
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
 import openai
 import pytest
+import schemathesis
 import torch
+from hypothesis import HealthCheck, given, settings
 
 from posttrain.chat.conversation import Conversation, Message, Tool, call, tool_result
 from posttrain.chat.render import renderer
@@ -22,6 +25,7 @@ from posttrain.recipe.types import Lora, Sampling
 from posttrain.recipes.quickstart import CHAT
 from posttrain.rollout.in_process import InProcessSampler
 from posttrain.run.folder import ASSETS
+from posttrain.serve.app import make_app
 from posttrain.serve.asking import generation_of
 from tests.serve.serving import TOKEN, running, settings_with
 
@@ -429,3 +433,31 @@ def test_a_server_that_stops_tells_who_waits(tmp_path):
         threading.Timer(0.3, generation.close).start()
         with pytest.raises(openai.InternalServerError, match="the server was stopped"):
             client.completions.create(**ask)
+
+
+def test_no_request_makes_the_server_fail(tmp_path):
+    """Bodies made up from the OpenAPI document, for a model that is there and few tokens."""
+    app = make_app(settings_with(TINY, tmp_path, "tiny"))
+    head = {"Authorization": f"Bearer {TOKEN}", "Host": "localhost"}
+    document = schemathesis.openapi.from_asgi("/openapi.json", app, headers=head).include(path_regex="^/v1/")
+    seen = Counter()
+    for result in document.get_all_operations():
+        operation = result.ok()
+
+        @given(case=operation.as_strategy())
+        @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        def answers(case):
+            if isinstance(case.body, dict) and case.operation.path.endswith("completions"):
+                case.body |= {"model": "tiny", "max_tokens": 3}
+                case.body.pop("max_completion_tokens", None)
+                if isinstance(case.body.get("n"), int):
+                    case.body["n"] = min(case.body["n"], 2)
+            answer = case.call(headers=head)
+            seen[case.operation.path, answer.status_code] += 1
+            assert answer.status_code < 500, answer.text
+            if answer.status_code >= 400 and answer.status_code != 405:
+                assert answer.json().keys() == {"error"}, answer.text
+
+        answers()
+    generation_of(app).close()
+    assert seen["/v1/completions", 200] and seen["/v1/completions", 400] and seen["/v1/chat/completions", 400]

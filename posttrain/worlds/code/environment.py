@@ -179,14 +179,15 @@ _answers: dict[str, Any] = {}
 
 def remembered(key: str, make: Callable[[], Any], keep: Callable[[Any], bool] = lambda made: True) -> Any:
     """The same question is answered once per process: members of a group often stand at the same code."""
-    if key not in _answers:
+    try:
+        return _answers[key]
+    except KeyError:
         made = make()
-        if not keep(made):
-            return made
+    if keep(made):
         if len(_answers) >= CACHED:
             _answers.clear()
         _answers[key] = made
-    return _answers[key]
+    return made
 
 
 def suite(language: str, files: Mapping[str, str]) -> tuple[bool, str]:

@@ -140,19 +140,9 @@ def tui(
     )
 
 
-<<<<<<< HEAD
-def _phases(profile: Profile, steps: dict[str, Steps], task_file: str, quick_test: bool) -> tuple[Phase, ...]:
-=======
-def _base(name: str) -> Base:
-    if name.startswith(("/", ".", "~", "shipped:")):
-        return FolderBase(kind="folder", path=name)
-    return HubBase(kind="hub", repo=name, revision=None)
-
-
 def _phases(
     profile: Profile, steps: dict[str, Steps], task_file: str, task_format: TaskFormat, quick_test: bool
 ) -> tuple[Phase, ...]:
->>>>>>> ready-box
     tokens = {name: part.tokens for name, part in profile.items()}
     precision: Precision = "float32" if quick_test else "bfloat16"
     sampling = QUICK_SAMPLING if quick_test else SAMPLING

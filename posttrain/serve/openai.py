@@ -21,6 +21,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from posttrain.chat.conversation import Message
 from posttrain.data.formats.format import BadRow
@@ -139,7 +140,7 @@ def _contained(folder: Path, root: Path) -> Path:
 @router.post("/completions")
 async def complete(request: Request, asked: CompletionRequest) -> Response:
     model = await run_in_threadpool(generation_of(request.app).model, asked.model)
-    prompts = [model.tokens(prompt) for prompt in asked.prompts]
+    prompts = await run_in_threadpool(lambda: [model.tokens(prompt) for prompt in asked.prompts])
     told: list[list[Token]] = []
     if asked.echo and asked.logprobs is not None:
         told = [await run_in_threadpool(model.prompt_tokens, prompt, asked.logprobs) for prompt in prompts]
@@ -156,7 +157,7 @@ async def complete(request: Request, asked: CompletionRequest) -> Response:
 async def chat(request: Request, asked: ChatRequest) -> Response:
     conversation, ask = asked.conversation(), asked.ask()
     model = await run_in_threadpool(generation_of(request.app).model, asked.model)
-    answers = model.chat(conversation, ask, asked.count)
+    answers = await run_in_threadpool(model.chat, conversation, ask, asked.count)
     return await _response(request, asked, Chats(model, asked), answers, len(answers[0].prompt))
 
 
@@ -325,7 +326,7 @@ async def _response(
     head = {"id": f"{shape.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": asked.model}
     if asked.stream:
         events = _events({**head, "object": shape.chunk_name}, asked, shape, answers, prompt_tokens)
-        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        return Stream(events, answers)
     told = asyncio.ensure_future(_whole(shape, answers))
     gone = asyncio.ensure_future(_gone(request))
     try:
@@ -337,6 +338,21 @@ async def _response(
     finally:
         told.cancel()
         gone.cancel()
+
+
+class Stream(StreamingResponse):
+    """Server-sent events; whoever closes the connection, even before the first, ends the answers."""
+
+    def __init__(self, events: AsyncIterator[str], answers: "list[Answer]") -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self.answers = answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            for answer in self.answers:
+                answer.cancel()
 
 
 async def _gone(request: Request) -> None:
@@ -369,7 +385,7 @@ async def _whole(shape: Shape, answers: "list[Answer]") -> list[Json]:
 async def _events(
     head: Json, asked: Sampled, shape: Shape, answers: "list[Answer]", prompt_tokens: int
 ) -> AsyncIterator[str]:
-    """Server-sent events. Whoever closes the connection ends this generator, and with it the answers."""
+    """Every chunk as an event, then the end of the stream."""
     told: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
     tasks = [asyncio.ensure_future(_feed(index, answer, told)) for index, answer in enumerate(answers)]
     try:
@@ -389,9 +405,8 @@ async def _events(
             yield _event({**head, "choices": [], "usage": _usage(prompt_tokens, answers)})
         yield "data: [DONE]\n\n"
     finally:
-        for task, answer in zip(tasks, answers, strict=True):
+        for task in tasks:
             task.cancel()
-            answer.cancel()
 
 
 async def _feed(index: int, answer: "Answer", told: "asyncio.Queue[tuple[int, Any]]") -> None:

@@ -65,7 +65,7 @@ def open_store(url: str | None, data_dir: Path) -> Store:
     if parsed.get_backend_name() == "sqlite":
         engine = _sqlite(parsed)
     else:
-        engine = create_engine(parsed, pool_size=16, max_overflow=32, pool_pre_ping=True)
+        engine = create_engine(parsed, pool_size=40, max_overflow=8, pool_pre_ping=True)
     try:
         _upgrade(engine)
     except DBAPIError as error:

@@ -7,6 +7,8 @@ BIN := .venv/bin
 STAMPS := .tools/stamps
 NODE_TOOLS := .tools/node
 NODE_PACKAGES := node-llama-cpp@3.22.1 gpt-tokenizer@4.0.0 typescript@6.0.3 eslint@10.15.0 typescript-eslint@8.73.0
+TUNIX := .tools/tunix
+TUNIX_PACKAGES := google-tunix==0.1.7 qwix==0.1.8 jax==0.10.2 flax==0.12.8
 JOBS ?= 2
 
 .PHONY: quickstart test lint types rules tests soak clean
@@ -26,9 +28,10 @@ types: $(STAMPS)/test-installed
 rules: $(STAMPS)/test-installed
 	$(BIN)/lint-imports
 
-tests: $(STAMPS)/test-installed $(STAMPS)/node $(STAMPS)/toolchains $(STAMPS)/chromium $(STAMPS)/postgresql
+tests: $(STAMPS)/test-installed $(STAMPS)/node $(STAMPS)/toolchains $(STAMPS)/chromium $(STAMPS)/postgresql $(STAMPS)/tunix
 	OMP_NUM_THREADS=1 POSTTRAIN_TEST_TOOLS=$(CURDIR)/$(NODE_TOOLS) \
-	POSTTRAIN_NODE_MODULES=$(CURDIR)/$(NODE_TOOLS)/node_modules $(BIN)/pytest -n $(JOBS) --dist worksteal
+	POSTTRAIN_NODE_MODULES=$(CURDIR)/$(NODE_TOOLS)/node_modules \
+	POSTTRAIN_TUNIX_PYTHON=$(CURDIR)/$(TUNIX)/bin/python $(BIN)/pytest -n $(JOBS) --dist worksteal
 
 soak: $(STAMPS)/test-installed
 	$(BIN)/python -m tests.soak
@@ -63,6 +66,13 @@ $(STAMPS)/toolchains: Makefile
 		{ [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -y -q --no-install-recommends "$${pair##*:}"; } || \
 		echo "$${pair%%:*} is missing: its tests will be skipped"; done
 	@if command -v cargo >/dev/null && command -v go >/dev/null; then touch $@; fi
+
+# Tunix wants an older safetensors than transformers does, so it has an environment of its own; without it its tests skip.
+$(STAMPS)/tunix: constraints-tunix.txt Makefile
+	@mkdir -p $(STAMPS)
+	@$(PYTHON) -m venv $(TUNIX) && \
+	$(TUNIX)/bin/python -m pip install --disable-pip-version-check -q -c constraints-tunix.txt $(TUNIX_PACKAGES) && \
+	touch $@ || { rm -rf $(TUNIX); echo "Tunix cannot be installed: its tests will be skipped"; }
 
 # A browser for the dashboard's tests, which skip, naming it, where it is not.
 $(STAMPS)/chromium: Makefile

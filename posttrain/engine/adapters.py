@@ -150,10 +150,14 @@ def from_peft(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def save(model: nn.Module, folder: Path, base_name: str) -> None:
-    """Write adapter_model.safetensors and adapter_config.json as PEFT reads them."""
-    lora = LORA[model]
+    """Write the attached adapter as PEFT reads it."""
+    write(to_peft(model), LORA[model], folder, base_name)
+
+
+def write(tensors: dict[str, torch.Tensor], lora: Lora, folder: Path, base_name: str) -> None:
+    """Write adapter_model.safetensors and adapter_config.json as PEFT reads them; the tensors are PEFT's."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(to_peft(model), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     has_experts = "experts" in lora.targets
     config = {
         "peft_type": "LORA",

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, Mxfp4Config
 from transformers.utils import logging as transformers_logging
 
@@ -20,6 +21,7 @@ from posttrain.errors import MachineError, ModelError
 from posttrain.export.gguf_layout import yarn_is_rounded
 from posttrain.export.gguf_types import GgufType
 from posttrain.export.llama import ask_llama
+from posttrain.export.tensors import TensorFolder
 from posttrain.export.weights import read_config
 from posttrain.recipe.types import Tolerances
 
@@ -51,36 +53,70 @@ class Comparison:
 
 @torch.no_grad()
 def stock_logits(base: Path, adapter: Path | None, prompts: list[list[int]], arithmetic: torch.dtype) -> Logits:
-    """Logits [T, V] of stock transformers, with the adapter on it in stock PEFT; weights are read as float32.
+    """Logits [T, V] of stock transformers, with the adapter on it in stock PEFT.
 
     Raises MachineError where PEFT is needed and not installed.
     """
-    model = _stock_model(base)
+    model = stock = _stock_model(base)
     if adapter is not None:
         try:
             from peft import PeftModel
         except ImportError as error:
             raise MachineError("PEFT was not asked: it is not installed (pip install peft)") from error
         model = PeftModel.from_pretrained(model, adapter)
-    model.to(arithmetic)
+    widen(stock, arithmetic)
     return [model(input_ids=torch.tensor([prompt])).logits[0, -POSITIONS:].clone() for prompt in prompts]
 
 
 def _stock_model(folder: Path) -> Any:
+    """With weights as they are stored, MXFP4 as the bfloat16 that it stands for."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     packed = (read_config(folder).get("quantization_config") or {}).get("quant_method") == "mxfp4"
     settings = {"quantization_config": Mxfp4Config(dequantize=True)} if packed else {}
+    stored = {spec.dtype for spec in TensorFolder(folder).specs.values() if spec.dtype.is_floating_point}
+    dtype = torch.bfloat16 if stored == {torch.bfloat16} else torch.float32
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager", **settings
+        folder, dtype=dtype, attn_implementation="eager", experts_implementation="eager", **settings
     )
     return model.eval()
+
+
+def widen(model: Any, arithmetic: torch.dtype) -> None:
+    """Compute in `arithmetic`, which holds every stored value.
+
+    Each layer is widened while it runs and no longer, so that a large model is never held in it as a whole.
+    """
+    layers = list(model.get_decoder().layers)
+    within = {id(tensor) for layer in layers for tensor in _tensors(layer)}
+    for tensor in _tensors(model):
+        if id(tensor) not in within:
+            tensor.data = tensor.data.to(arithmetic)
+    stored: dict[int, torch.Tensor] = {}
+
+    def before(layer: nn.Module, *call: Any) -> None:
+        for tensor in _tensors(layer):
+            stored[id(tensor)] = tensor.data
+            tensor.data = tensor.data.to(arithmetic)
+
+    def after(layer: nn.Module, *call: Any) -> None:
+        for tensor in _tensors(layer):
+            tensor.data = stored.pop(id(tensor))
+
+    for layer in layers:
+        layer.register_forward_pre_hook(before)
+        layer.register_forward_hook(after)
+
+
+def _tensors(module: nn.Module) -> list[torch.Tensor]:
+    return [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
 
 
 @torch.no_grad()
 def engine_logits(base: Path, adapter: Path | None, prompts: list[list[int]], arithmetic: torch.dtype) -> Logits:
     """Logits [T, V] of the engine that trained the adapter."""
-    model: Any = load_model(base, adapter).to(arithmetic)
+    model: Any = load_model(base, adapter, precision="bfloat16")
+    widen(model, arithmetic)
     nothing = np.zeros(0, np.int64)
     logits = []
     for prompt in prompts:
@@ -209,6 +245,7 @@ def greedy_continuations(
 ) -> list[tuple[list[int], torch.Tensor]]:
     """Each prompt's greedy tokens in stock transformers, up to a stop token, with the logits they were chosen from."""
     model = _stock_model(folder)
+    widen(model, torch.float32)
     found = []
     for prompt in prompts:
         tokens: list[int] = []

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -17,7 +18,21 @@ from posttrain.run.folder import digest_folder, files_below, fsync_folder
 def save_state(
     context: PhaseContext, phase: SftPhase | PreferencePhase | GrpoPhase, model: PreTrainedModel
 ) -> tuple[ModelState, tuple[Path, ...]]:
-    """Write a PEFT adapter, or a Hugging Face folder after full-parameter training, whole or not at all."""
+    """The trained model as a PEFT adapter, or a Hugging Face folder after full-parameter training."""
+
+    def write(folder: Path) -> None:
+        if isinstance(phase.trainable, FullParameters):
+            save_model(model, folder)
+        else:
+            adapters.save(model, folder, context.states[phase.model].base)
+
+    return commit_state(context, phase, write)
+
+
+def commit_state(
+    context: PhaseContext, phase: SftPhase | PreferencePhase | GrpoPhase, write: Callable[[Path], None]
+) -> tuple[ModelState, tuple[Path, ...]]:
+    """Put what `write` writes at `final/`, whole or not at all; a model folder has the base's other files already."""
     final = context.folder.final
     # One process at a time writes to a run, so what lies here is what a killed attempt left.
     temporary = final.with_name(f".{final.name}.partial")
@@ -27,9 +42,7 @@ def save_state(
     try:
         if full:
             shutil.copytree(context.base_folder(before), temporary, ignore=shutil.ignore_patterns("*.safetensors*"))
-            save_model(model, temporary)
-        else:
-            adapters.save(model, temporary, before.base)
+        write(temporary)
         for file in files_below(temporary):
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())

@@ -22,7 +22,7 @@ from posttrain.phases.context import PhaseContext, PhaseOutcome, handed_on
 from posttrain.phases.finish import save_state
 from posttrain.phases.groups import DUPLICATE, TOO_SHORT, TRUNCATED, Curriculum, Group, chosen, mask, spread
 from posttrain.phases.held_out import task_metrics
-from posttrain.phases.loop import TrainingLoop, load_trainable, num_steps
+from posttrain.phases.loop import TrainingLoop, load_trainable, num_steps, summary
 from posttrain.phases.sampling import sampler_for, show_weights
 from posttrain.recipe.types import DrGrpo, GrpoPhase
 from posttrain.rollout.episodes import Ended, Episode, run_episodes, seed_of, trimmed
@@ -69,7 +69,7 @@ def run(context: PhaseContext, phase: GrpoPhase) -> PhaseOutcome:
             loop.record(step, report, drift=drift, **rollout_metrics(phase, groups))
 
     state, outputs = save_state(context, phase, model)
-    return PhaseOutcome(outputs, loop.summary(), episode_counts(context, phase), state)
+    return PhaseOutcome(outputs, summary(context.folder.metrics), episode_counts(context, phase), state)
 
 
 def curriculum_of(context: PhaseContext, phase: GrpoPhase, tasks: Shard, render: Renderer) -> Curriculum:
@@ -130,9 +130,14 @@ def as_row(phase: GrpoPhase, step: int, place: int, episode: Episode, render: Re
     assert score is not None
     value: float | None = None
     if score.reason is None:
-        if unknown := phase.reward.keys() - score.parts.keys():
-            raise PhaseFault(f"{phase.name}.reward: no part {sorted(unknown)}; this world has {sorted(score.parts)}")
-        value = sum(weight * score.parts[part] for part, weight in phase.reward.items())
+        world = episode.task["world"]
+        weights = weights_of(phase.reward, world)
+        if unknown := weights.keys() - score.parts.keys():
+            raise PhaseFault(
+                f"{phase.name}.reward: no part {sorted(unknown)}; world {world!r} has {sorted(score.parts)}, and may "
+                f"have weights of its own, as {world}.{min(score.parts)}"
+            )
+        value = sum(weight * score.parts[part] for part, weight in weights.items())
     return {
         "step": step,
         "place": place,
@@ -148,6 +153,12 @@ def as_row(phase: GrpoPhase, step: int, place: int, episode: Episode, render: Re
         "sampled": sampled.astype(int).tolist(),
         "logprobs": logprobs.tolist(),
     }
+
+
+def weights_of(reward: dict[str, float], world: str) -> dict[str, float]:
+    """Of the parts of this world's scores: those named `WORLD.PART`, or where there are none, those named `PART`."""
+    own = {key.removeprefix(f"{world}."): weight for key, weight in reward.items() if key.startswith(f"{world}.")}
+    return own or {key: weight for key, weight in reward.items() if "." not in key}
 
 
 def episodes_on_disk(context: PhaseContext, phase: GrpoPhase) -> dict[int, list[dict[str, Any]]]:

@@ -296,22 +296,23 @@ class TrainingLoop:
             )
         return metrics
 
-    def summary(self) -> dict[str, float]:
-        """Result metrics from the raw rows."""
-        rows = list(read_lines(self.context.folder.metrics))
-        tokens = sum(row["tokens"] for row in rows)
-        seconds = sum(row["seconds"] for row in rows)
-        metrics = {
-            "steps": len(rows),
-            "final_loss": rows[-1]["loss"],
-            "tokens": tokens,
-            "target_tokens": sum(row["target_tokens"] for row in rows),
-            "tokens_per_second": tokens / seconds if seconds else 0.0,
-            "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
-        }
-        if seconds and all(row["peak_flops_share"] is not None for row in rows):
-            metrics["peak_flops_share"] = sum(row["peak_flops_share"] * row["seconds"] for row in rows) / seconds
-        return metrics | {name: value for name, value in rows[-1].items() if name.startswith(HELD_OUT)}
+
+def summary(metrics: Path) -> dict[str, float]:
+    """Result metrics from the raw rows."""
+    rows = list(read_lines(metrics))
+    tokens = sum(row["tokens"] for row in rows)
+    seconds = sum(row["seconds"] for row in rows)
+    found = {
+        "steps": len(rows),
+        "final_loss": rows[-1]["loss"],
+        "tokens": tokens,
+        "target_tokens": sum(row["target_tokens"] for row in rows),
+        "tokens_per_second": tokens / seconds if seconds else 0.0,
+        "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
+    }
+    if seconds and all(row["peak_flops_share"] is not None for row in rows):
+        found["peak_flops_share"] = sum(row["peak_flops_share"] * row["seconds"] for row in rows) / seconds
+    return found | {name: value for name, value in rows[-1].items() if name.startswith(HELD_OUT)}
 
 
 def require_training_memory(parameters: Mapping[str, nn.Parameter], device: torch.device) -> None:

@@ -10,14 +10,15 @@ from posttrain.chat.conversation import Conversation, Message
 from posttrain.chat.render import renderer
 from posttrain.chat.tokenizer import Tokenizer
 from posttrain.data.shard import Shard
-from posttrain.engine.model import load_model
+from posttrain.engine.device import fuse_layers, prepare_device
+from posttrain.engine.model import hold_frozen, load_model
 from posttrain.export.commit import committing, is_committed
 from posttrain.export.expected import expected_bytes, expected_shapes
 from posttrain.export.merge import apply_merge, plan_merge
 from posttrain.export.smoke import smoke_metrics
 from posttrain.export.tensors import TensorFolder
 from posttrain.phases.context import ModelState, PhaseContext, PhaseOutcome
-from posttrain.recipe.types import MergePhase, PreparePhase, Sampling
+from posttrain.recipe.types import MergePhase, Precision, PreparePhase, Sampling
 from posttrain.rollout.in_process import InProcessSampler
 from posttrain.run.folder import digest_folder
 
@@ -40,7 +41,7 @@ def run(context: PhaseContext, phase: MergePhase) -> PhaseOutcome:
         ):
             apply_merge(plan, folder, progress.advance)
 
-    texts = generations(context, final)
+    texts = generations(context, final, phase.dtype)
     actions = [tensor.action for tensor in plan.tensors]
     return PhaseOutcome(
         outputs=(final,),
@@ -71,10 +72,16 @@ def folder_metrics(folder: Path, dtype: torch.dtype) -> dict[str, float]:
     }
 
 
-def generations(context: PhaseContext, folder: Path) -> dict[str, str]:
-    """What the merged model writes to a few of the run's own prompts, greedily."""
+def generations(context: PhaseContext, folder: Path, dtype: Precision) -> dict[str, str]:
+    """What the merged model writes to a few of the run's own prompts, greedily, in the type that it is stored in where
+    there is a GPU for it."""
     render = renderer(context.recipe.chat, Tokenizer.load(folder))
-    sampler = InProcessSampler(load_model(folder), render.stop_tokens, "float32", context.execution.rollout_tokens)
+    device = prepare_device(context.execution, dtype)
+    precision: Precision = "float32" if device.type == "cpu" else dtype
+    model = load_model(folder, device=device, precision=precision)
+    hold_frozen(model, precision)
+    fuse_layers(model, precision)
+    sampler = InProcessSampler(model, render.stop_tokens, precision, context.execution.rollout_tokens)
     prompts = [render.prompt(conversation) for conversation in smoke_conversations(context)]
     sampled = sampler.sample(prompts, [0] * len(prompts), SMOKE)
     return {render.text(prompt): render.text(answer.tokens) for prompt, answer in zip(prompts, sampled, strict=True)}

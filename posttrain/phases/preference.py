@@ -15,7 +15,7 @@ from posttrain.engine.reference import kl_estimate
 from posttrain.phases.context import PhaseContext, PhaseOutcome
 from posttrain.phases.finish import save_state
 from posttrain.phases.held_out import task_metrics
-from posttrain.phases.loop import HeldOutMetrics, TrainingLoop, load_trainable, num_steps
+from posttrain.phases.loop import HeldOutMetrics, TrainingLoop, load_trainable, num_steps, summary
 from posttrain.recipe.types import HeldOutTasks, Kto, Precision, PreferencePhase
 from posttrain.run.folder import write_json_atomic
 
@@ -61,7 +61,7 @@ def run(context: PhaseContext, phase: PreferencePhase) -> PhaseOutcome:
     state, outputs = save_state(context, phase, model)
     read = steps * phase.pairs_per_step
     counts = {"pairs": len(pairs.items), "pairs_read": read}
-    return PhaseOutcome(outputs, loop.summary() | {"epochs": read / len(pairs.items)}, counts, state)
+    return PhaseOutcome(outputs, summary(context.folder.metrics) | {"epochs": read / len(pairs.items)}, counts, state)
 
 
 def held_out_metrics(context: PhaseContext, phase: PreferencePhase, model: PreTrainedModel) -> HeldOutMetrics | None:

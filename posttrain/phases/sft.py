@@ -15,7 +15,7 @@ from posttrain.engine.packing import Item
 from posttrain.phases.context import PhaseContext, PhaseOutcome
 from posttrain.phases.finish import save_state
 from posttrain.phases.held_out import task_metrics
-from posttrain.phases.loop import HeldOutMetrics, TrainingLoop, load_trainable, num_steps
+from posttrain.phases.loop import HeldOutMetrics, TrainingLoop, load_trainable, num_steps, summary
 from posttrain.recipe.types import Batch, HeldOutTasks, RowBatch, SampleBatch, SftPhase
 
 
@@ -23,6 +23,11 @@ def run(context: PhaseContext, phase: SftPhase) -> PhaseOutcome:
     shard = Shard(context.dataset_folder(phase.dataset))
     plan = batches(shard, phase.batch, context.recipe.seed)
     steps = num_steps(phase.steps, plan.of_epoch, plan.per_step)
+    if context.execution.backend == "tunix":
+        from posttrain.phases import tunix
+
+        of_steps = [[one for item in plan.of_step(step) for one in item] for step in range(1, steps + 1)]
+        return tunix.train(context, phase, shard, of_steps)
     model = load_trainable(context, phase)
     loop = TrainingLoop(context, phase, steps, model, held_out_metrics(context, phase, model))
 
@@ -36,7 +41,7 @@ def run(context: PhaseContext, phase: SftPhase) -> PhaseOutcome:
     read = sum(len(samples) for step in range(1, steps + 1) for samples in plan.of_step(step))
     counts = {"rows": shard.num_rows, "samples": len(shard), "samples_read": read}
     epochs = read / len(shard.mixture(context.recipe.seed))
-    return PhaseOutcome(outputs, loop.summary() | {"epochs": epochs}, counts, state)
+    return PhaseOutcome(outputs, summary(context.folder.metrics) | {"epochs": epochs}, counts, state)
 
 
 def held_out_metrics(context: PhaseContext, phase: SftPhase, model: PreTrainedModel) -> HeldOutMetrics | None:

@@ -2,13 +2,15 @@
 
 import contextlib
 import errno
+import os
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.errors import GateFailed, MachineError, PhaseFault, PosttrainError, Stopped
-from posttrain.host import machine
+from posttrain.host import machine, tunix
+from posttrain.host.cache import cache_folder
 from posttrain.pipeline.screen import Screen
 from posttrain.pipeline.stop import StopSignals
 from posttrain.pipeline.track import Tracker
@@ -38,7 +40,11 @@ def attempt(run: RunFolder, recipe: Recipe, source: str, execution: Execution, s
     machine.keep_freed_memory()
     if execution.gpu_ranks is not None:
         machine.show_gpus(execution.gpu_ranks)
+    if execution.device == "cuda":
+        machine.require_gpu()
     level.use(execution.sandbox)
+    if execution.backend == "tunix":
+        tunix.interpreter()
     number = manifest.begin_attempt(run, recipe, source, execution, machine.facts())
     journal = Journal(run.events)
     journal.write("attempt_started", attempt=number, execution=execution.model_dump(mode="json"))
@@ -97,10 +103,15 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 
 def _disk_message(error: BaseException, run: RunFolder) -> str:
-    free = machine.free_bytes(run.path) / 1e6
-    where = getattr(error, "filename", None) or run.path
+    name = getattr(error, "filename", None)
+    # What no error names is one of the places that a run writes to, and the fullest of them.
+    places = (
+        [Path(str(name)).parent] if name else [run.path.parent, cache_folder(), Path(os.environ.get("TMPDIR", "/tmp"))]
+    )
+    full = min(places, key=machine.free_bytes)
     return (
-        f"the disk is full: writing {Path(str(where)).name} failed with {free:,.0f} MB free in {run.path.parent}. "
+        f"the disk is full: writing {Path(str(name)).name if name else 'a file'} failed, and "
+        f"{machine.free_bytes(full) / 1e6:,.0f} MB are free in {full}. "
         f"What was committed is kept. `posttrain plan {run.words}` shows the space that is needed; "
         f"free it and type: posttrain resume {run.words}"
     )

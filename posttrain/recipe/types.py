@@ -212,6 +212,7 @@ RowFormat = Literal[
     "editpackft",
     "hh_rlhf",
     "code_feedback",
+    "code_task",
     "gsm8k",
     "arc",
     "smoltalk",
@@ -348,7 +349,7 @@ class CodeSource(Frozen):
     path: str
     """A folder; `shipped:LANGUAGE` is the small tree inside the package."""
     language: Literal["rust", "python", "typescript", "go"]
-    split: Literal["train", "heldout"]
+    split: Literal["train", "heldout", "all"]
     """Of the tree's functions: a held-out one has no mutant in `train`."""
     count: Positive
     """Caught mutants, at most."""
@@ -629,7 +630,8 @@ class GrpoPhase(PhaseBase):
     steps: Steps
     updates_per_rollout: Positive
     reward: dict[str, float]
-    """Weights of the score's parts, by name; a part without one is only recorded."""
+    """Weights of the score's parts, by name; a part without one is only recorded. A world whose parts are others has
+    weights of its own, as `code.reward`."""
     pass_mark: float
     """An episode whose score reaches it counts as solved in `reward_accuracy`."""
     sampling: Sampling
@@ -750,6 +752,8 @@ class Recipe(Frozen):
 class Execution(Frozen):
     """How this machine carries the recipe out. May change between attempts; every attempt records it."""
 
+    backend: Literal["torch", "tunix"] = "torch"
+    """Who carries out SFT: PyTorch, or Tunix on JAX in a process of its own; all else is PyTorch's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model is; `auto` is a GPU where there is one."""
     compile: Literal["auto", "off"] = "auto"

@@ -1,6 +1,6 @@
 """Data of the `tui` curriculum: tool calls, agent trajectories and preferences, whole or for a quick test."""
 
-from posttrain.recipe.types import EVERY_ROW, Dataset, Differs, FileSource, HubSource, Part, TextLength
+from posttrain.recipe.types import EVERY_ROW, Dataset, Differs, FileSource, HubSource, Part, RowFormat, TextLength
 from posttrain.recipes._hub import dataset, hub, take
 
 SHUFFLE_SEED = 42
@@ -24,10 +24,10 @@ def tui_data(quick_test: bool, tool_tokens: int, agent_tokens: int, preference_t
     )
 
 
-def tui_tasks(quick_test: bool, task_file: str, task_tokens: int) -> tuple[Dataset, ...]:
+def tui_tasks(quick_test: bool, task_file: str, task_format: RowFormat, task_tokens: int) -> tuple[Dataset, ...]:
     """`call_tasks` for GRPO, the tasks of a file among them, and `calls` and `heldout_pairs` to evaluate on."""
     own = tuple(
-        FileSource(kind="file", path=path, format="rows", filters=(), selection=EVERY_ROW, reasoning_effort=None)
+        FileSource(kind="file", path=path, format=task_format, filters=(), selection=EVERY_ROW, reasoning_effort=None)
         for path in (task_file,)
         if path
     )

@@ -35,6 +35,7 @@ from posttrain.recipes._tui_data import tui_data, tui_tasks
 from posttrain.recipes.quickstart import CHAT, MERGE_GATES, TARGETS, accuracy_gate, loss_gate, value_gate
 
 BatchProfile = Literal["aggressive", "balanced", "conservative"]
+TaskFormat = Literal["code_task", "rows"]
 TRAINED = ("tool_sft", "agent_sft", "preference", "grpo")
 
 
@@ -84,6 +85,8 @@ QUICK_STEPS = 50
 SAMPLING = Sampling(temperature=0.7, top_p=1.0, top_k=None, max_new_tokens=1024, max_turns=1)
 QUICK_SAMPLING = SAMPLING.model_copy(update={"max_new_tokens": 128})
 """The tiny base knows no end to what it writes about texts like these."""
+TASK_TURNS = 8
+"""Of an episode where a task file is given: its code is read, patched and tested."""
 STEPS: dict[str, Steps] = {
     "tool_sft": Epochs(kind="epochs", epochs=1),
     "agent_sft": Epochs(kind="epochs", epochs=3),
@@ -99,6 +102,7 @@ def tui(
     quick_test: Annotated[bool, "The tiny base on small parts of the same data, 50 steps a phase, on a laptop"] = False,
     grpo: Annotated[bool, "Whether the last training phase is carried out"] = True,
     task_file: Annotated[str, "JSONL of tasks of your own that GRPO plays as well"] = "",
+    task_format: Annotated[TaskFormat, "Its rows: description, starter_code, tests; or our own"] = "code_task",
     base: Annotated[str, "Model folder, or OWNER/NAME on the hub, in place of gpt-oss-20b"] = "",
     max_steps: Annotated[int, "Steps of each training phase at most; 0 for the curriculum's own"] = 0,
     seed: Annotated[int, "Seed of data, order, adapters and sampling"] = 42,
@@ -109,6 +113,7 @@ def tui(
         "quick_test": quick_test,
         "grpo": grpo,
         "task_file": task_file,
+        "task_format": task_format,
         "base": base,
         "max_steps": max_steps,
         "seed": seed,
@@ -124,7 +129,7 @@ def tui(
         seed=seed,
         base=base_at(base or ("shipped:tiny" if quick_test else "openai/gpt-oss-20b")),
         chat=CHAT.model_copy(update={"reasoning_effort": "medium"}),
-        phases=_phases(profile, steps, task_file, quick_test),
+        phases=_phases(profile, steps, task_file, task_format, quick_test),
         suggested=Suggested(
             micro_batch_tokens={name: part.at_once * part.tokens for name, part in profile.items()},
             checkpoint_every_steps=SAVE_EVERY,
@@ -135,14 +140,17 @@ def tui(
     )
 
 
-def _phases(profile: Profile, steps: dict[str, Steps], task_file: str, quick_test: bool) -> tuple[Phase, ...]:
+def _phases(
+    profile: Profile, steps: dict[str, Steps], task_file: str, task_format: TaskFormat, quick_test: bool
+) -> tuple[Phase, ...]:
     tokens = {name: part.tokens for name, part in profile.items()}
     precision: Precision = "float32" if quick_test else "bfloat16"
     sampling = QUICK_SAMPLING if quick_test else SAMPLING
     sets = (
         *tui_data(quick_test, tokens["tool_sft"], tokens["agent_sft"], tokens["preference"]),
-        *tui_tasks(quick_test, task_file, tokens["grpo"] - sampling.max_new_tokens),
+        *tui_tasks(quick_test, task_file, task_format, tokens["grpo"] - sampling.max_new_tokens),
     )
+    playing = sampling.model_copy(update={"max_turns": TASK_TURNS}) if task_file else sampling
     # The thresholds are those of the 20B model: a tiny one is told that it misses them and goes on.
     hard = not quick_test
     return (
@@ -198,7 +206,7 @@ def _phases(profile: Profile, steps: dict[str, Steps], task_file: str, quick_tes
             gates=(),
         ),
         _evaluation("preference", precision, sampling),
-        _grpo(profile["grpo"], steps["grpo"], precision, sampling),
+        _grpo(profile["grpo"], steps["grpo"], precision, playing),
         _evaluation("grpo", precision, sampling),
         ExportPhase(
             kind="export",
@@ -235,7 +243,7 @@ def _grpo(part: Part, steps: Steps, precision: Precision, sampling: Sampling) ->
         held_out=None,
         steps=steps,
         updates_per_rollout=1,
-        reward={"format": 0.1, "tool": 0.2, "exact": 0.7},
+        reward={"format": 0.1, "tool": 0.2, "exact": 0.7, "code.reward": 1.0},
         pass_mark=1.0,
         sampling=sampling,
         optimizer=_adamw(1e-6),

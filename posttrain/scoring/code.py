@@ -68,7 +68,7 @@ def _check(test: ast.expr, line: int) -> Check:
     if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq | ast.Is):
         try:
             return Check(ast.unparse(test.left), repr(ast.literal_eval(test.comparators[0])))
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise ScoringError(f"line {line} of the tests compares with an expression, not with a value") from error
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
         return Check(f"bool({ast.unparse(test.operand)})", "False")

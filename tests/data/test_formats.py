@@ -185,6 +185,33 @@ def test_code_feedback() -> None:
     ]
 
 
+def test_code_task() -> None:
+    rows, faults = read(file("code_tasks.jsonl", "code_task"), "tasks")
+    fixed, written = rows
+    assert said(fixed.prompt) == [
+        ("user", "Make double return twice its argument.\n\nThe code is in solution.py, its tests in test_solution.py.")
+    ]
+    assert fixed.prompt.instructions == PROMPT and fixed.tier == "bug_fix"
+    assert fixed.reference["tree"]["solution.py"] == "def double(n):\n    return n\n"
+    assert fixed.reference["visible"] == [["double(2)", "4"], ["bool(double(0))", "False"]]
+    # A function of tests, and code that is written from nothing.
+    assert written.reference["visible"] == [["greet('you')", "'hi you'"]] and written.tier is None
+    assert written.reference["tree"]["solution.py"].startswith("# Write")
+    assert faults == [
+        "row 3: tests: line 2 of the tests is no assert, so its outcome cannot be told apart",
+        "row 4: language: is 'rust'; tasks of this shape are Python, others come from `data mutate`",
+        "row 5: tests: hold no assert",
+    ]
+    # What is recorded solves it, what it begins with does not, and the tests that a model runs say the same.
+    for row, solved in ((fixed, True), (written, True), (fixed, False)):
+        environment = start(row.model_dump())
+        if solved:
+            environment.respond(list(row.solution))
+        assert ("tests passed" in environment.run_tests()) == solved  # type: ignore[attr-defined]
+        score = environment.score()
+        assert score.parts["solved"] == solved and score.parts["reward"] == (1.0 if solved else -1.0), score
+
+
 def test_gsm8k() -> None:
     rows, faults = read(hub("openai/gsm8k", "gsm8k", "main"), "tasks")
     assert said(rows[0].prompt) == [("user", "A box holds 12 eggs. How many eggs are in 100 boxes?")]

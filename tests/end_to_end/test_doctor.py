@@ -1,55 +1,27 @@
 """`posttrain doctor` against a hub of our own, full and read-only disks, and machines that lack things."""
 
-import ctypes
-import http.server
 import json
-import os
 import socket
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.end_to_end.disks import make_read_only, small_disk
+from tests.end_to_end.hub import GATED, gated_hub
 from tests.end_to_end.runs import POSTTRAIN, environment, posttrain
 
-GATED = "Salesforce/xlam-function-calling-60k"
 TOKEN = "hf_" + "t" * 24
-MS_RDONLY, MS_REMOUNT = 1, 32
 
 
 @pytest.fixture
 def hub() -> Iterator[tuple[str, set[str]]]:
-    """A hub's address and the tokens that it accepts; one set is gated for everybody."""
+    """A hub's address and the tokens that it accepts."""
     accepted = {TOKEN}
-
-    class Hub(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            known = (self.headers.get("Authorization") or "").removeprefix("Bearer ") in accepted
-            if self.path == "/api/whoami-v2":
-                self.answer(200 if known else 401, {"name": "me"})
-            elif GATED in self.path:
-                self.answer(403, {"error": "gated"}, "GatedRepo")
-            elif "missing" in self.path:
-                self.answer(404, {"error": "no"}, "RepoNotFound")
-            else:
-                self.answer(200, {})
-
-        def answer(self, code: int, body: dict, error: str = "") -> None:
-            self.send_response(code)
-            if error:
-                self.send_header("X-Error-Code", error)
-            self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
-
-        def log_message(self, *words: object) -> None: ...
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", accepted
-    server.shutdown()
+    with gated_hub(accepted) as url:
+        yield url, accepted
 
 
 def doctor(*words: str, **extra: str) -> tuple[int, dict[str, dict[str, Any]], str]:
@@ -105,29 +77,22 @@ def test_a_bare_container(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of two megabytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, b"size=2m"):
-        pytest.skip("nothing may be mounted here")
-    yield folder
-    libc.umount2(os.fsencode(folder), 2)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk") as folder:
+        yield folder
 
 
-def test_a_full_workspace(small_disk: Path, tmp_path: Path) -> None:
-    (small_disk / "filling").write_bytes(bytes(2 * 2**20))
-    code, checks, _ = doctor(POSTTRAIN_WORKSPACE=str(small_disk), HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+def test_a_full_workspace(disk: Path, tmp_path: Path) -> None:
+    (disk / "filling").write_bytes(bytes(2 * 2**20))
+    code, checks, _ = doctor(POSTTRAIN_WORKSPACE=str(disk), HOME=str(tmp_path), HF_HUB_OFFLINE="1")
     bad = [one for one in checks.values() if one["status"] == "failure"]
     assert code == 5 and any("No space left" in one["said"] for one in bad)
-    assert any(str(small_disk) in one["said"] for one in bad)
+    assert any(str(disk) in one["said"] for one in bad)
 
 
-def test_a_run_folder_on_a_read_only_disk(small_disk: Path) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.mount(b"tmpfs", os.fsencode(small_disk), b"tmpfs", MS_REMOUNT | MS_RDONLY, b"size=2m") == 0
-    refused = posttrain("run", "smoke", "--runs-dir", str(small_disk / "runs"))
+def test_a_run_folder_on_a_read_only_disk(disk: Path) -> None:
+    make_read_only(disk)
+    refused = posttrain("run", "smoke", "--runs-dir", str(disk / "runs"))
     assert refused.returncode == 5 and "Read-only file system" in refused.stderr
     assert "Traceback" not in refused.stderr
 

@@ -11,11 +11,13 @@ from posttrain.export.llama import ask_llama
 from posttrain.export.merge import apply_merge, plan_merge
 from posttrain.export.verify import (
     Comparison,
+    _stock_model,
     compare,
     first_difference,
     stock_logits,
     verify_folder,
     verify_gguf,
+    widen,
 )
 from posttrain.recipe.types import USUAL_TOLERANCES
 from tests.export.test_gguf import needs_llama
@@ -74,6 +76,25 @@ def test_engine_peft_and_merged_folder_agree(base: Path, adapter: Path, tmp_path
     ]
     assert rows[0].max_abs < 1e-6 and rows[2].max_abs < 1e-4
     assert all(row.greedy_agreement == 1.0 for row in rows)
+
+
+def test_a_bfloat16_base_is_widened_a_layer_at_a_time_and_exactly(base: Path, adapter: Path, tmp_path: Path) -> None:
+    rounded = merged(base, None, tmp_path / "rounded", torch.bfloat16)
+    rows, _ = verify_folder(rounded, adapter, merged(rounded, adapter, tmp_path / "merged"), prompts(3), 1e-4)
+    assert [row.status for row in rows] == ["agrees", "agrees", "measured"]
+    assert max(row.max_abs for row in rows[:2]) < 1e-6
+
+    model = _stock_model(rounded)
+    widen(model, torch.float64)
+    seen = []
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(lambda *call: seen.append([next(one.parameters()).dtype for one in layers]))
+    layers = list(model.model.layers)
+    with torch.no_grad():
+        assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.dtype == torch.float64
+    wide, stored = torch.float64, torch.bfloat16
+    assert seen == [[wide if at == number else stored for at in range(len(layers))] for number in range(len(layers))]
+    assert {parameter.dtype for parameter in model.model.layers.parameters()} == {stored}
 
 
 def test_a_merge_of_another_adapter_is_found_out(base: Path, adapter: Path, tmp_path: Path) -> None:

@@ -1,16 +1,14 @@
 """Puts the dashboard on the server's app."""
 
-from collections.abc import Callable
-
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from nicegui import core, ui
 
-from posttrain.serve.dashboard import data, datasets, episodes, report, run, runs
+from posttrain.serve.dashboard import chat, data, datasets, episodes, report, run, runs
 from posttrain.serve.dashboard.site import ROOT, Site
 from posttrain.serve.settings import Settings
 
-PAGES: tuple[Callable[[Site], None], ...] = (runs.pages, run.pages, episodes.pages, data.pages, datasets.pages)
+PARTS = (runs, run, episodes, data, report, datasets, chat)
 
 
 def add_pages(app: FastAPI, settings: Settings) -> None:
@@ -24,6 +22,6 @@ def add_pages(app: FastAPI, settings: Settings) -> None:
     report.routes(app, site)
     core.app.middleware_stack = None
     core.app.user_middleware.clear()
-    for pages in (*PAGES, report.pages):
-        pages(site)
+    for part in PARTS:
+        part.pages(site)
     ui.run_with(app, title="posttrain", dark=None, mount_path=ROOT, tailwind=False, show_welcome_message=False)

@@ -1,12 +1,14 @@
 """Episodes of RL and answers of evaluations: choose, open, and lay steps or models beside each other."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, get_args
 
 from nicegui import ui
 
 from posttrain.report.episodes import Choice, EpisodeIndex, Head, Order, Outcome, score_parts
 from posttrain.report.read import read_run
+from posttrain.rollout.episodes import Ended
 from posttrain.run.folder import RunFolder
 from posttrain.serve.dashboard.frame import apart, button, every, frame, markup, page, refill
 from posttrain.serve.dashboard.site import ROOT, Site
@@ -14,7 +16,6 @@ from posttrain.serve.dashboard.site import ROOT, Site
 PAGE_ROWS = 20
 LOOK_EVERY_S = 2.0
 MOST_BESIDE = 200
-ENDED = ("done", "format", "length", "turns", "lost")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def pages(site: Site) -> None:
             _Episodes(site, run, phases, first, episode)
 
 
-def phases_with_episodes(run: RunFolder) -> dict[str, Any]:
+def phases_with_episodes(run: RunFolder) -> dict[str, Path]:
     """Files of episodes or answers by phase."""
     record = read_run(run, answers=False, metrics=False)
     files = {
@@ -51,7 +52,7 @@ def phases_with_episodes(run: RunFolder) -> dict[str, Any]:
 
 
 class _Episodes:
-    def __init__(self, site: Site, run: RunFolder, phases: dict[str, Any], phase: str, opened: int | None) -> None:
+    def __init__(self, site: Site, run: RunFolder, phases: dict[str, Path], phase: str, opened: int | None) -> None:
         self.site, self.run, self.phases, self.opened = site, run, phases, opened
         self.choice, self.page, self.beside = Choice(), 0, ""
         self.listed = Listed((), (), 0, 0, False)
@@ -59,7 +60,7 @@ class _Episodes:
             self.phase = ui.select(list(phases), value=phase, label="Phase", on_change=self._other_phase)
             self._select("Order", list(get_args(Order)), "newest", "order")
             self._select("Outcome", list(get_args(Outcome)), "any", "outcome")
-            self._select("Ended", {"": "any", **{one: one for one in ENDED}}, "", "ended")
+            self._select("Ended", {"": "any", **{one: one for one in get_args(Ended)}}, "", "ended")
             self._number("From step", "first_step", int)
             self._number("To step", "last_step", int)
             self._number("Score from", "least", float)
@@ -130,9 +131,11 @@ class _Episodes:
         unread = "" if listed.at_end else ", reading on …"
         self.told.set_text(f"{listed.chosen:,} of {listed.known:,}{unread}; page {self.page + 1}")
         self.table.clear()
+        self.rows: dict[int, ui.element] = {}
         with self.table, ui.element("table").classes("list picks"), ui.element("tbody"):
             for number, head in zip(listed.numbers, listed.heads, strict=True):
                 row = ui.element("tr").classes("open" if number == self.opened else "")
+                self.rows[number] = row
                 with row, ui.element("td"):
                     pick = ui.element("button").props("type=button").classes("pick")
                     pick.on("click", lambda number=number: self._open(number))
@@ -140,15 +143,16 @@ class _Episodes:
                         markup("episodes_pick", "span", head=head)
 
     async def _open(self, number: int) -> None:
+        for one, row in self.rows.items():
+            row.classes(add="open") if one == number else row.classes(remove="open")
         self.opened, self.beside = number, ""
-        self._fill_table()
         await self._show()
 
     async def _show(self) -> None:
         if self.opened is None:
             return
         phase = self.phase.value
-        found = await apart(open_episode, self.site, self.run, self.phases, phase, self.opened, self.beside)
+        found = await apart(open_episode, self.site, self.phases, phase, self.opened, self.beside)
         if found is None:
             return
         sides, others = found
@@ -157,7 +161,7 @@ class _Episodes:
         ui.navigate.history.replace(f"{ROOT}/run/{self.run.path.name}/episodes?phase={phase}&episode={self.opened}")
 
 
-def list_episodes(site: Site, path: Any, choice: Choice, page: int) -> Listed:
+def list_episodes(site: Site, path: Path, choice: Choice, page: int) -> Listed:
     with site.lock:
         index = site.episodes(path)
         index.read_on()
@@ -175,7 +179,7 @@ class Side:
 
 
 def open_episode(
-    site: Site, run: RunFolder, phases: dict[str, Any], phase: str, number: int, beside: str
+    site: Site, phases: dict[str, Path], phase: str, number: int, beside: str
 ) -> tuple[list[Side], dict[str, str]] | None:
     """The episode and the one beside it; and what else there is of the same task, by `phase/number`."""
     with site.lock:
@@ -196,7 +200,7 @@ def open_episode(
     return sides, others
 
 
-def _others(site: Site, phases: dict[str, Any], phase: str, number: int, task: str) -> dict[str, str]:
+def _others(site: Site, phases: dict[str, Path], phase: str, number: int, task: str) -> dict[str, str]:
     """Of the same phase the other episodes of the task, of an evaluation the other models' answers to it."""
     index = site.episodes(phases[phase])
     among = {phase: index}

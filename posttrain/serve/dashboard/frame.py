@@ -6,7 +6,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from nicegui import run, ui
+from nicegui import ui
+from starlette.concurrency import run_in_threadpool
 
 import posttrain.report
 from posttrain.errors import PosttrainError
@@ -19,7 +20,7 @@ STYLE = "".join(
     for path in (Path(posttrain.report.__file__).with_name("page.css"), Path(__file__).with_name("style.css"))
 )
 KEEP_FOCUS = Path(__file__).with_name("keep_focus.js").read_text()
-RUN_PAGES = {"": "Overview", "/episodes": "Episodes", "/data": "Data", "/report": "Report"}
+RUN_PAGES = {"": "Overview", "/episodes": "Episodes", "/data": "Data", "/report": "Report", "/chat": "Chat"}
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
@@ -72,7 +73,7 @@ def refill(place: ui.html, name: str, **given: Any) -> None:
 async def apart(function: Callable[Given, Result], *given: Given.args, **named: Given.kwargs) -> Result | None:
     """The function's result from a thread; what a person can mend is told and None returned."""
     try:
-        return await run.io_bound(function, *given, **named)
+        return await run_in_threadpool(function, *given, **named)
     except PosttrainError as error:
         tell(error)
         return None

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from nicegui import ui
 
 from posttrain.report import curves, summary
-from posttrain.report.read import TRAINING_KINDS, GateRecord, PhaseRecord, RunRecord, number, read_run
+from posttrain.report.read import TRAINING_KINDS, GateRecord, PhaseRecord, Row, RunRecord, number, read_run
 from posttrain.run.folder import RunFolder
-from posttrain.run.journal import Journal
 from posttrain.serve import control
 from posttrain.serve.dashboard.frame import apart, button, every, frame, markup, page, refill
 from posttrain.serve.dashboard.remaining import Clock, Remaining, progress_of
@@ -20,6 +19,7 @@ LONG = 2_000
 """Steps from which on a picture of them changes slowly."""
 LOG_BYTES = 6_000
 PACE_STEPS = 20
+BEGINS = ("phase_started", "phase_resumed")
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,15 @@ class _Overview:
     def __init__(self, site: Site, clock: Clock, name: str) -> None:
         self.site, self.clock, self.name = site, clock, name
         self.drawn_at = 0.0
+        self.failed: list[str] = []
         with ui.element("div").classes("headline"):
             self.state = markup()
             with ui.element("div").classes("toolbar"):
                 self.resume = button("Resume", self._resume, "primary")
+                self.accept = button("Accept its gates and resume", self._accept, "grave")
                 self.stop = button("Stop", self._stop)
                 self.stop_now = button("Stop at once", self._stop_now, "grave")
-        for one in (self.resume, self.stop, self.stop_now):
+        for one in (self.resume, self.accept, self.stop, self.stop_now):
             one.set_visibility(False)
         self.phases = markup("run_phases", rows=None)
         with ui.element("section").classes("block") as self.training:
@@ -88,6 +90,8 @@ class _Overview:
         refill(self.gates, "run_gates", gates=view.gates)
         refill(self.log, "run_log", log=view.log)
         self.resume.set_visibility(not running and view.state.state != "finished")
+        self.failed = [f"{gate.phase}:{gate.name}" for gate in view.gates if gate.hard and gate.verdict == "failed"]
+        self.accept.set_visibility(not running and bool(self.failed))
         self.stop.set_visibility(running)
         self.stop_now.set_visibility(running)
         self._offer(view)
@@ -127,19 +131,29 @@ class _Overview:
             ui.notify(f"{self.name} goes on")
             await self.look()
 
+    async def _accept(self) -> None:
+        if await _sure(f"Go on although {', '.join(self.failed)} failed? The run records it.", "Accept"):
+            await apart(control.resume, self.site.settings, self.name, None, tuple(self.failed))
+
     async def _stop(self) -> None:
         if await apart(control.stop, self.site.settings, self.name):
             ui.notify("It finishes the step at hand, saves and ends")
 
     async def _stop_now(self) -> None:
-        with ui.dialog() as dialog, ui.card().classes("dialog"):
-            ui.label(f"Stop {self.name} at once? What was done since the last save is lost.")
-            with ui.element("div").classes("toolbar end"):
-                button("Go on", lambda: dialog.submit(False))
-                button("Stop at once", lambda: dialog.submit(True), "grave")
-        if await dialog:
+        if await _sure(f"Stop {self.name} at once? What was done since the last save is lost.", "Stop at once"):
             await apart(control.stop, self.site.settings, self.name, True)
-        dialog.delete()
+
+
+async def _sure(question: str, yes: str) -> bool:
+    """What somebody answers to it."""
+    with ui.dialog() as dialog, ui.card().classes("dialog"):
+        ui.label(question)
+        with ui.element("div").classes("toolbar end"):
+            button("Cancel", lambda: dialog.submit(False))
+            button(yes, lambda: dialog.submit(True), "grave")
+    answer = await dialog
+    dialog.delete()
+    return bool(answer)
 
 
 def look_at(site: Site, clock: Clock, name: str) -> View:
@@ -147,7 +161,8 @@ def look_at(site: Site, clock: Clock, name: str) -> View:
     run = site.run(name)
     state = control.state_of(run)
     record = read_run(run, answers=False, metrics=False)
-    record = replace(record, phases=tuple(_with_last_steps(site, run, phase) for phase in record.phases))
+    phases = tuple(_with_last_steps(site, run, phase, record.events) for phase in record.phases)
+    record = replace(record, phases=phases)
     bars = curves.timeline(record.phases)
     rows = []
     for phase, bar in zip(record.phases, bars, strict=True):
@@ -162,7 +177,7 @@ def look_at(site: Site, clock: Clock, name: str) -> View:
     return View(state, record, tuple(rows), gates, remaining, trained, _log_tail(run))
 
 
-def _with_last_steps(site: Site, run: RunFolder, phase: PhaseRecord) -> PhaseRecord:
+def _with_last_steps(site: Site, run: RunFolder, phase: PhaseRecord, events: Sequence[Row]) -> PhaseRecord:
     """With as many steps as its numbers are taken from; one that runs has lasted until now."""
     metrics: tuple[dict[str, object], ...] = ()
     if phase.kind in TRAINING_KINDS:
@@ -171,17 +186,10 @@ def _with_last_steps(site: Site, run: RunFolder, phase: PhaseRecord) -> PhaseRec
             columns.read_on()
             metrics = columns.last(PACE_STEPS)
     seconds = phase.seconds
-    if phase.status == "running" and phase.started is not None:
-        seconds = max(time.time() - _last_begin(run, phase), 0.0)
+    if phase.status == "running":
+        begun = [event for event in events if event.get("phase") == phase.name and event.get("event") in BEGINS]
+        seconds = max(time.time() - begun[-1]["time"], 0.0)
     return replace(phase, metrics=metrics, seconds=seconds)
-
-
-def _last_begin(run: RunFolder, phase: PhaseRecord) -> float:
-    begun = phase.started or time.time()
-    for event in Journal(run.events).read():
-        if event.get("phase") == phase.name and event.get("event") in ("phase_started", "phase_resumed"):
-            begun = event["time"]
-    return begun
 
 
 def _pace(phases: Sequence[PhaseRecord]) -> float | None:

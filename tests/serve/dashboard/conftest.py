@@ -36,10 +36,11 @@ class Heard:
     requests: list[str] = field(default_factory=list)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(tmp_path_factory):
     home = tmp_path_factory.mktemp("served")
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    # Two threads that wait for each other in a loop get nowhere on cores that others use, too.
+    with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         settings = Settings(
             runs_dir=home / "runs",
@@ -50,6 +51,7 @@ def served(tmp_path_factory):
             session="own",
         )
         settings.runs_dir.mkdir()
+        patch.setenv("OMP_WAIT_POLICY", "passive")
         server = uvicorn.Server(uvicorn.Config(make_app(settings), log_level="warning", access_log=False))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()

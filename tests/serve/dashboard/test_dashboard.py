@@ -16,7 +16,7 @@ HOSTILE = (
     "<img src=x onerror=\"window.hacked=1\"><script>window.hacked=1</script><svg onload='window.hacked=1'>"
     '</pre></div>{{ 7 * 7 }}${window.hacked=1}`<a href="javascript:window.hacked=1" autofocus onfocus=window.hacked=1>'
 )
-LONG_STEPS = 40
+LONG_STEPS = 20
 
 
 def long_smoke(settings, name):
@@ -65,7 +65,7 @@ def test_a_run_is_watched_stopped_resumed_and_read(served, open_browser):
     page.get_by_role("button", name="Stop", exact=True).click()
     wait_for(lambda: holder(run) is None, what="the end")
     page.locator(".stateline .status.stopped").wait_for()
-    assert states(page)["tool_sft"] == "stopped"
+    assert "running" not in states(page).values()
     page.get_by_role("button", name="Resume").click()
     wait_for(lambda: states(page).get("tool_sft") == "complete", what="the rest of the training")
     wait_for(lambda: states(page).get("export") == "complete", what="the whole run")
@@ -90,6 +90,8 @@ def test_a_run_is_watched_stopped_resumed_and_read(served, open_browser):
         assert (message["content"] in marked) == (message["role"] == "assistant"), message
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.set_viewport_size({"width": 1280, "height": 860})
+    talk(page)
     page.get_by_role("link", name="Report").click()
     frame = page.frame_locator("iframe.report")
     frame.locator("h1", has_text="watched").wait_for()
@@ -108,6 +110,21 @@ def test_a_run_is_started_with_its_recipes_flags(served, open_browser):
     wait_for(lambda: holder(run) is None, what="the end")
     assert json.loads(run.recipe.read_text())["recipe"]["flags"] == {"seed": 0, "cases": 2}
     page.locator(".stateline .status.stopped").wait_for()
+
+
+def talk(page):
+    """With the run's model and its base beside it: both answer, at once, and a held-out task is scored."""
+    page.get_by_role("link", name="Chat").click()
+    page.get_by_label("Say something").fill("<b>Send</b> it, please.")
+    page.get_by_label("Say something").press("Enter")
+    sides = page.locator(".talk section")
+    for number in (0, 1):
+        assert sides.nth(number).locator(".kind-of-user pre").inner_text() == "<b>Send</b> it, please."
+        wait_for(lambda n=number: sides.nth(n).locator(".message").count() > 1, what="an answer")
+        wait_for(lambda n=number: sides.nth(n).get_by_role("status").count() == 0, what="the end of it")
+    page.get_by_role("button", name="A held-out task").click()
+    wait_for(lambda: sides.nth(0).locator(".message").count() > 1, what="an answer to the task")
+    wait_for(lambda: page.locator(".talk").get_by_role("status").count() == 0, what="the end of it")
 
 
 def hostile_run(settings):

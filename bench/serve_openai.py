@@ -31,7 +31,7 @@ from posttrain.host import machine
 from posttrain.run.manifest import package_versions
 
 RESULTS = DECODE_RESULTS.with_name("serve_openai.json")
-TOKEN = "bench"
+TOKEN = "a-token-of-the-bench"
 CLIENTS = (1, 8, 32)
 NEW, ROUNDS = 128, 2
 """Tokens of an answer, and requests of each client in a turn."""

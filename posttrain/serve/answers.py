@@ -14,7 +14,7 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -158,6 +158,8 @@ class Model:
     context: int
     """Tokens of prompt and answer together, at most."""
     vocabulary: int
+    ends: frozenset[int]
+    """Tokens that end a text, by the model's own generation settings."""
 
     def chat(self, conversation: Conversation, ask: Ask, count: int = 1) -> list[Answer]:
         """So many answers to a conversation; raises ChatFormatError, TooLong, Busy."""
@@ -169,6 +171,8 @@ class Model:
         self, prompts: Sequence[Sequence[int]], ask: Ask, count: int = 1, specials: bool = False
     ) -> list[Answer]:
         """So many continuations of each; `specials` spells out special tokens. Raises InputError, TooLong, Busy."""
+        if not ask.ignore_eos:
+            ask = replace(ask, stop_tokens=ask.stop_tokens | self.ends)
         hidden = self._stops(ask) | (frozenset() if specials else self.tokenizer.special_ids)
         return self._ask(prompts, ask, count, lambda: Plain(self.tokenizer, hidden), [])
 

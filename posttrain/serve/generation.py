@@ -147,7 +147,9 @@ class Generation:
         context = min(int(model.config.max_position_embeddings), budget)
         vocabulary = int(model.get_input_embeddings().weight.shape[0])
         live = Live(model, self.served.precision, budget)
-        return Model(self._worker, live, renderer(chosen.chat, tokenizer), tokenizer, context, vocabulary)
+        end = model.generation_config.eos_token_id
+        ends = frozenset(end if isinstance(end, list) else [] if end is None else [end])
+        return Model(self._worker, live, renderer(chosen.chat, tokenizer), tokenizer, context, vocabulary, ends)
 
     def _make_room(self, kept: int) -> None:
         """Forget the models that were not asked for longest; answers that are being written are finished."""

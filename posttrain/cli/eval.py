@@ -16,20 +16,21 @@ if TYPE_CHECKING:
 
 def _eval(target: str, set_name: str, **given: Any) -> None:
     from posttrain.cli.data_sources import guessed_format
-    from posttrain.data.evaluation_sets import find_set, read_set
+    from posttrain.data.evaluation_sets import find_set, read_set, suited
+    from posttrain.sandbox import level
 
+    level.use(given["sandbox"])
     found = find_set(set_name, guessed_format)
-    asking = asking_of(found, given)
     asked = read_set(found, given["limit"])
+    found = suited(found, asked)
+    asking = asking_of(found, given)
     chosen, place = chosen_model(target, given)
     name = given["name"] or default_name(f"{chosen.name if place.name[0] == '_' else chosen.state}-{asked.name}")
     if not NAME.fullmatch(name):
         raise InputError(f"--name {name!r}: use lower-case letters, digits, '.', '_' and '-', at most 64")
     from posttrain.cli.screen import TerminalScreen
     from posttrain.phases.evaluate_command import evaluate
-    from posttrain.sandbox import level
 
-    level.use(given["sandbox"])
     screen, folder = TerminalScreen(), place / name
     screen.say(f"{chosen.name}, {chosen.state}, on {asked.name}: {len(asked.rows)} tasks")
     record = evaluate(

@@ -81,9 +81,10 @@ def print_plan(run: RunFolder, recipe: Recipe, execution: Execution) -> None:
     print(f"run     {shortest(run.path)}{'' if run.recipe.exists() else ' (new)'}")
     _print_phases(planned)
     _print_parts(planned)
-    where = "GPU memory" if planned.device == "cuda" else "memory"
     print(f"disk: about {_size(planned.disk_bytes)} more, {_size(planned.free_bytes)} free")
-    print(f"{where}: about {_size(planned.memory_bytes)} at the peak, {_size(planned.machine_bytes)} there")
+    for room in planned.rooms:
+        where = "GPU memory" if room.device == "cuda" else "memory"
+        print(f"{where}: about {_size(room.needed_bytes)} at the peak, {_size(room.there_bytes)} there")
     print(f"time: {_time(planned.seconds, planned.unmeasured)}")
     if planned.unknown:
         print(f"not counted, since nothing of them is on this machine yet: {', '.join(planned.unknown)}")

@@ -1,5 +1,6 @@
 """`posttrain serve`: traces, datasets and runs over HTTP, a dashboard, and an OpenAI-compatible endpoint."""
 
+import contextlib
 import getpass
 import importlib.util
 import os
@@ -119,4 +120,6 @@ def _run(settings: "Settings", listening: socket.socket) -> None:
     click.echo(f"  ssh -N -L {settings.port}:{shown}:{settings.port} {getpass.getuser()}@{platform.node()}")
     # Addresses in an access log would hold the token of the login link.
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5))
-    server.run(sockets=[listening])
+    # Having shut down, uvicorn raises the interrupt that made it.
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])

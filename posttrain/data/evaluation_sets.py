@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,16 @@ from posttrain.data.rows import Fault
 from posttrain.data.sources import read_source
 from posttrain.errors import DataError, InputError
 from posttrain.recipe.spelling import did_you_mean
-from posttrain.recipe.types import EVERY_ROW, FileSource, RegisteredSource, RowFormat, Sampling, Source, WorldSource
+from posttrain.recipe.types import (
+    EVERY_ROW,
+    CodeSource,
+    FileSource,
+    RegisteredSource,
+    RowFormat,
+    Sampling,
+    Source,
+    WorldSource,
+)
 from posttrain.report.scorecard import Target
 from posttrain.run.folder import digest_json
 from posttrain.worlds.registry import MAKERS
@@ -47,7 +56,10 @@ def _held_out(world: str) -> WorldSource:
 
 CODING_AGENT = EvaluationSet(
     name="coding_agent",
-    source=_held_out("repair"),
+    # A tree of its own, that no recipe trains on.
+    source=CodeSource(
+        kind="code", path="shipped:coding_agent", language="python", split="all", count=HELD_OUT_ROWS, seed=0
+    ),
     sampling=Sampling(temperature=0.2, top_p=1.0, top_k=None, max_new_tokens=512, max_turns=10),
     # The targets of the TUI system for its 200 tasks of at most ten attempts.
     targets=(
@@ -91,6 +103,13 @@ def find_set(given: str, guessed: Callable[[str], RowFormat]) -> EvaluationSet:
         f"--set {given}: there is no such file and no such set{did_you_mean(given, known)}; "
         f"sets: {', '.join(shipped())}; worlds with tasks: {', '.join(worlds)}; or a registered dataset NAME@VERSION"
     )
+
+
+def suited(chosen: EvaluationSet, asked: Asked) -> EvaluationSet:
+    """Repair tasks of any tree are asked and judged as the coding agent's own are."""
+    if all(row["world"] == "code" for row in asked.rows):
+        return replace(chosen, sampling=CODING_AGENT.sampling, targets=CODING_AGENT.targets)
+    return chosen
 
 
 def _file(path: str, name: RowFormat) -> FileSource:

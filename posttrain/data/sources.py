@@ -131,7 +131,8 @@ def _code(source: CodeSource, content: str, counts: Counter[str]) -> Placed:
     if content not in makers:
         raise DataError(f"a source tree makes no {content}; it makes {', '.join(makers)}")
     told: Counter[str] = Counter()
-    made = mutate.tasks(source.path, source.language, source.split, source.count, told)
+    split = None if source.split == "all" else source.split
+    made = mutate.tasks(source.path, source.language, split, source.count, told)
     for number, row in enumerate(makers[content](made, source.seed, told), 1):
         counts["filtered"] = mutate.dropped(told)
         yield f"{label(source)} mutant {number}", SHAPES[content].model_validate(row)

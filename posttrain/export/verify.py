@@ -83,8 +83,10 @@ def _stock_model(folder: Path) -> Any:
 
 
 def widen(model: Any, arithmetic: torch.dtype) -> None:
-    """Compute in `arithmetic`, which holds every stored value: each layer is widened while it runs and no longer, so
-    that a large model is never held in it as a whole."""
+    """Compute in `arithmetic`, which holds every stored value.
+
+    Each layer is widened while it runs and no longer, so that a large model is never held in it as a whole.
+    """
     layers = list(model.get_decoder().layers)
     within = {id(tensor) for layer in layers for tensor in _tensors(layer)}
     for tensor in _tensors(model):

@@ -89,6 +89,15 @@ def show_gpus(ranks: str) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(seen[rank] for rank in wanted)
 
 
+def require_gpu() -> None:
+    """MachineError where neither the driver's program nor its device can be found; asks no torch."""
+    if not gpus() and not Path("/dev/nvidiactl").exists():
+        raise MachineError(
+            "--device cuda: this machine has no NVIDIA GPU (no nvidia-smi, no /dev/nvidiactl): start the container "
+            "with its GPUs, or use --device cpu"
+        )
+
+
 def free_bytes(folder: Path) -> int:
     """Free disk space where `folder` is or will be."""
     while not folder.exists():

@@ -40,6 +40,8 @@ def attempt(run: RunFolder, recipe: Recipe, source: str, execution: Execution, s
     machine.keep_freed_memory()
     if execution.gpu_ranks is not None:
         machine.show_gpus(execution.gpu_ranks)
+    if execution.device == "cuda":
+        machine.require_gpu()
     level.use(execution.sandbox)
     if execution.backend == "tunix":
         tunix.interpreter()

@@ -14,8 +14,9 @@ from posttrain.phases.context import ModelState, PhaseContext, PhaseFunction, Ph
 from posttrain.pipeline import gates
 from posttrain.pipeline.attempt import Attempt, attempt
 from posttrain.pipeline.base import resolve_base
-from posttrain.pipeline.estimate import checkpoint_bytes, disk_bytes, facts_of
+from posttrain.pipeline.estimate import checkpoint_bytes, device_bytes, disk_bytes, facts_of
 from posttrain.pipeline.history import History, read_history
+from posttrain.pipeline.memory import memory, place
 from posttrain.pipeline.results import Result, describe, read_result
 from posttrain.pipeline.screen import Screen
 from posttrain.pipeline.sizes import ModelSize
@@ -120,7 +121,7 @@ class Curriculum:
         base = resolve_base(recipe, self.run)
         manifest.record(self.run, model_digest=base.base_digest)
         self._record_request()
-        self._warn_of_disk(base)
+        self._warn_of_room(base)
         for phase in recipe.phases:
             history = read_history(journal)
             found = standing(self.run, recipe, phase, base, self.results, history)
@@ -138,7 +139,7 @@ class Curriculum:
         faults.reach("run.before_report")
         self._finish()
 
-    def _warn_of_disk(self, base: ModelState) -> None:
+    def _warn_of_room(self, base: ModelState) -> None:
         """An estimate, so it warns; what is committed survives a disk that does fill up."""
         recipe, run = self.request.recipe, self.run
         found = survey(run, recipe, base, read_history(self.attempt.journal))
@@ -149,6 +150,15 @@ class Curriculum:
         free = machine.free_bytes(run.path)
         if needed > free:
             self.screen.say(f"WARNING: the run needs about {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free")
+        for phase in left:
+            need = memory(recipe, phase, facts.size, self.request.execution, facts.device, facts.rows)
+            there = device_bytes(place(phase, facts.device), self.request.execution)
+            if need is not None and need.total > there:
+                gpu = " and no GPU" if facts.device == "cpu" else ""
+                self.screen.say(
+                    f"WARNING: {phase.name} needs about {need.total / 1e9:.1f} GB of memory, there are "
+                    f"{there / 1e9:.1f} GB{gpu}; what makes it fit: posttrain plan {run.words}"
+                )
 
     def _record_request(self) -> None:
         """What was asked for by flag goes into the journal first: it holds even if this attempt is killed."""

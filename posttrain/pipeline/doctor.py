@@ -260,7 +260,7 @@ def _needs(run: RunFolder, recipe: Recipe, execution: Execution) -> Iterator[Che
     for check in planned.shortages:
         yield Check(check.what, "failure", check.said, f"{check.field}; {words} has the parts")
     if not planned.shortages:
-        disk, memory = planned.disk_bytes / 1e9, planned.memory_bytes / 1e9
+        disk, memory = planned.disk_bytes / 1e9, planned.rooms[0].needed_bytes / 1e9
         yield Check("room for the recipe", "ok", f"{disk:.1f} GB of disk, {memory:.1f} GB of memory at the peak")
 
 

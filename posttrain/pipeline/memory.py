@@ -75,14 +75,18 @@ def memory(
     """None for a phase without a model, and where nothing is known of the base."""
     if isinstance(phase, PreparePhase) or not size.shapes:
         return None
+    device = place(phase, device)
     width = 2 if getattr(phase, "precision", "float32") == "bfloat16" else 4
+    if isinstance(phase, MergePhase):
+        width = 2 if device == "cuda" and phase.dtype == "bfloat16" else 4
     trained, rank = trainable(recipe, phase, size) if isinstance(phase, TrainingPhase) else (0, 0)
     full = isinstance(phase, TrainingPhase) and isinstance(phase.trainable, FullParameters)
     packed = execution.base_weights == "packed" and not _is_merged(recipe, phase)
-    weights = weight_bytes(size, width, packed)
-    if isinstance(phase, ExportPhase | MergePhase):
-        # A merged model is verified beside the one it was made from.
-        weights = 2 * 4 * size.parameters if isinstance(phase, ExportPhase) else 4 * size.parameters
+    weights = weight_bytes(size, width, packed and not isinstance(phase, MergePhase))
+    if isinstance(phase, ExportPhase):
+        # The merge in float32; in float64 what is outside of the layers, and one of them.
+        layers = size.layer_parameters
+        weights = 4 * size.parameters + 8 * (size.parameters - layers + layers // max(1, size.layers))
     # On a CPU a checkpoint is copied before it is written, while training goes on.
     moments = 2 if isinstance(phase, TrainingPhase) and phase.optimizer.moments == "8bit" else 8
     moments += 0 if device == "cuda" else 4 + moments
@@ -98,6 +102,11 @@ def memory(
         activations=activations,
         cache=cache_bytes(recipe, phase, size, execution, width),
     )
+
+
+def place(phase: Phase, device: Device) -> Device:
+    """Where the phase's model is: exports are verified on the CPU, whatever trains."""
+    return "cpu" if isinstance(phase, ExportPhase) else device
 
 
 def _is_merged(recipe: Recipe, phase: Phase) -> bool:

@@ -50,6 +50,11 @@ class ModelSize:
         return sum(_volume(shape) for name, shape in self.shapes.items() if _is_expert(name, shape))
 
     @property
+    def layer_parameters(self) -> int:
+        """Of all layers together."""
+        return sum(_volume(shape) for name, shape in self.shapes.items() if LAYER.search(name))
+
+    @property
     def has_experts(self) -> bool:
         return self.active_experts > 0
 

@@ -349,7 +349,7 @@ class CodeSource(Frozen):
     path: str
     """A folder; `shipped:LANGUAGE` is the small tree inside the package."""
     language: Literal["rust", "python", "typescript", "go"]
-    split: Literal["train", "heldout"]
+    split: Literal["train", "heldout", "all"]
     """Of the tree's functions: a held-out one has no mutant in `train`."""
     count: Positive
     """Caught mutants, at most."""

@@ -17,7 +17,11 @@ class TraceRow(Table):
     """What lists and filters look at; kept narrow, so that a page far down a long list is found quickly."""
 
     __tablename__ = "traces"
-    __table_args__ = (Index("traces_by_game", "source", "game", "seq"), Index("traces_by_time", "created_at", "seq"))
+    __table_args__ = (
+        Index("traces_by_source", "source", "game", "seq"),
+        Index("traces_by_game", "game", "seq"),
+        Index("traces_by_time", "created_at", "seq"),
+    )
 
     seq: Mapped[int] = mapped_column(Sequence, primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(String(36), unique=True)

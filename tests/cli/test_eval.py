@@ -8,6 +8,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from posttrain.cli.main import main
+from posttrain.data.evaluation_sets import CODING_AGENT
+from posttrain.scoring import toolchains
 
 Invoke = Callable[..., Result]
 SET = """\
@@ -101,3 +103,20 @@ def test_generate_answers_lines_and_records(invoke: Invoke, tmp_path: Path) -> N
     assert invoke(*words, *SHORT).exit_code == 0
     [row] = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert row["id"] == "x" and "Be brief." in row["prompt"] and "Reasoning: high" in row["prompt"]
+
+
+def test_the_coding_agents_six_targets_are_measured_on_its_set_and_on_a_tree_of_ones_own(invoke: Invoke) -> None:
+    if lacks := toolchains.missing("python"):
+        pytest.skip(lacks)
+    short = (*SHORT, "--limit", "2", "--max-turns", "1")
+    done = invoke("eval", "shipped:tiny", "--set", "coding_agent", *short)
+    assert done.exit_code == 0, done.output
+    targets = [line for line in done.output.splitlines() if line.startswith("target:")]
+    assert [line.split()[1] for line in targets] == [target.metric for target in CODING_AGENT.targets]
+    assert not [line for line in targets if "not measured" in line]
+    words = ("data", "mutate", "shipped:python", "--language", "python", "--output", "tasks.jsonl", "--limit", "2")
+    assert invoke(*words).exit_code == 0
+    own = invoke("eval", "shipped:tiny", "--set", "tasks.jsonl", *short)
+    assert own.exit_code == 0 and own.output.count("target:") == 6, own.output
+    other = invoke("eval", "shipped:tiny", "--set", "set.jsonl", *SHORT)
+    assert "target:" not in other.output

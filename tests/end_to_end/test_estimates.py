@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.host import machine
 from posttrain.pipeline import memory
 from posttrain.pipeline.estimate import disk_bytes, facts_of
 from posttrain.pipeline.plan import plan_run
@@ -19,6 +20,7 @@ SIZED = Path(__file__).parent / "recipes" / "sized.py"
 GPU = Path(__file__).parents[2] / "bench" / "results" / "gpu_sft.json"
 MEASURED = [cell for cell in json.loads(GPU.read_text())["rows"] if cell["peak_bytes"] is not None]
 WITHIN = 0.15
+FITS = "--micro-batch-tokens 32768"
 
 
 def recipe(name: str, **flags: object) -> Recipe:
@@ -96,16 +98,47 @@ def test_the_known_base_has_the_facts_of_its_card() -> None:
     assert packed / 1e9 == pytest.approx(13.8, abs=0.3)
 
 
-def test_what_does_not_fit_is_said_with_the_field_to_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from posttrain.host import machine
-
-    gpu = machine.Gpu("H100", 80 * 10**9, 80 * 10**9, "570", "9.0")
+@pytest.fixture
+def h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An 80 GB card as its driver tells it, in a machine with 200 GB of memory and 20 GB of disk."""
+    gpu = machine.Gpu("H100", 81559 * 2**20, 81559 * 2**20, "570", "9.0")
     monkeypatch.setattr(machine, "gpus", lambda: [gpu])
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 200 * 10**9)
     monkeypatch.setattr(machine, "free_bytes", lambda folder: 20 * 10**9)
-    found = plan_run(RunFolder(tmp_path / "r"), recipe("tui"), Execution()).shortages
-    assert found[0].what == "disk" and "--keep-checkpoints 1" in found[0].field
-    tool = next(one for one in found if one.said.startswith("tool_sft"))
-    assert (
-        "its largest part is activations" in tool.said
-        and tool.field == "--recompute full, then --mlp-tile-tokens 2048, then a smaller --micro-batch-tokens"
-    )
+
+
+def short_of(wanted: Recipe, execution: Execution) -> dict[str, str]:
+    """What is to be changed, by the phase, or `disk`, that there is no room for."""
+    found = plan_run(RunFolder(Path("nowhere") / "r"), wanted, execution).shortages
+    return {one.what if one.what == "disk" else one.said.split()[0]: one.field for one in found}
+
+
+@pytest.mark.usefixtures("h100")
+@pytest.mark.parametrize("profile", ["aggressive", "balanced", "conservative"])
+def test_the_option_that_is_named_makes_tui_fit_80_gb(profile: str) -> None:
+    wanted = recipe("tui", batch_profile=profile)
+    execution = Execution(**wanted.suggested.model_dump(exclude={"micro_batch_tokens"}, exclude_none=True))
+    short = short_of(wanted, execution)
+    assert "--keep-checkpoints 1" in short.pop("disk")
+    assert short == dict.fromkeys(("agent_sft", "grpo") if profile == "aggressive" else ("grpo",), FITS)
+    fitting = execution.model_copy(update={"micro_batch_tokens": int(FITS.split()[1])})
+    assert short_of(wanted, fitting).keys() == {"disk"}
+
+
+@pytest.mark.usefixtures("h100")
+def test_options_are_put_together_where_none_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "gpus", lambda: [machine.Gpu("A100", 40 * 10**9, 40 * 10**9, "570", "8.0")])
+    wanted = recipe("tui", batch_profile="aggressive")
+    named = short_of(wanted, Execution())["tool_sft"]
+    assert named == "--base-weights packed --recompute full --mlp-tile-tokens 2048 --micro-batch-tokens 32768"
+    words = named.replace("--", "").replace("-", "_").split()
+    fields = {
+        name: int(value) if value.isdigit() else value for name, value in zip(words[::2], words[1::2], strict=True)
+    }
+    assert "tool_sft" not in short_of(wanted, Execution(**fields))
+
+
+@pytest.mark.usefixtures("h100")
+def test_what_nothing_makes_small_enough_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 64 * 10**9)
+    assert short_of(recipe("tui"), Execution())["export"] == "another base, or a machine with more"

@@ -16,6 +16,7 @@ from posttrain.run.folder import ASSETS, RunFolder
 from posttrain.run.journal import read_lines
 from posttrain.run.lock import holder
 from tests.data.hub_rows import write_hub
+from tests.data.sources import FIXTURES
 from tests.end_to_end.disks import small_disk
 from tests.end_to_end.hub import GATED, gated_hub
 from tests.end_to_end.runs import POSTTRAIN, environment
@@ -23,7 +24,7 @@ from tests.end_to_end.test_detached import await_that
 from tests.engine.toys import YARN, save_toy
 
 TUI = ("tui", "--base", "./toy", "--device", "cpu", "--threads", "1", "--max-steps=1")
-WHOLE = (*TUI, "--batch-profile", "conservative", "--name", "box", "--rollout-tokens", "32768")
+WHOLE = (*TUI, "--batch-profile", "conservative", "--name", "box", "--task-file", "tasks.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if file.is_file() and not (folder / "toy" / file.name).exists():
             shutil.copy(file, folder / "toy")
     write_hub(folder / "hub", rows=60, without=(GATED,))
+    shutil.copy(FIXTURES / "code_tasks.jsonl", folder / "tasks.jsonl")
     (folder / "workspace").mkdir()
     (folder / "home").mkdir()
     return folder
@@ -108,7 +110,11 @@ def test_from_a_bare_container_to_the_report(place: Path, hub: str) -> None:
     for phase, row_tokens in (("tool_sft", 48 * 8192), ("agent_sft", 24 * 32768)):
         [step] = read_lines(run / "phases" / phase / "metrics.jsonl")
         assert step["tokens"] == pytest.approx(step["fill"] * row_tokens) and step["fill"] > 0.7
-    assert made["grpo"]["counts"]["episodes"] == 16 * 4
+    episodes = list(read_lines(run / "phases" / "grpo" / "samples.jsonl"))
+    assert len(episodes) == made["grpo"]["counts"]["episodes"] == 16 * 4
+    # Recorded calls and tasks of one's own, each with the parts of its world.
+    assert {"exact" in one["parts"] for one in episodes if "solution.py" not in one["prompt"]} == {True}
+    assert {one["score"] for one in episodes if "solution.py" in one["prompt"]} == {-1.0}
     assert made["data"]["counts"]["tool_calls.unavailable"] == 1
     assert list(run.glob("phases/export/exports/hf/*.safetensors"))
     assert list(run.glob("phases/export/exports/gguf-auto/*.gguf"))

@@ -49,3 +49,12 @@ def test_a_key_becomes_a_model_and_a_report_of_what_it_learned(tmp_path: Path, m
 def test_a_key_that_is_not_registered_is_named_before_anything_is_trained(tmp_path: Path) -> None:
     done = posttrain("run", "trace_sft", "--quick-test", "--dataset-key", "duel@v9", "--runs-dir", str(tmp_path))
     assert done.returncode == 2 and "there is no dataset 'duel@v9'" in done.stderr
+
+
+def test_without_tunix_a_run_that_asks_for_it_ends_before_its_first_phase(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("POSTTRAIN_TUNIX_PYTHON", raising=False)
+    done = posttrain("run", "trace_sft", "--quick-test", "--backend", "tunix", "--runs-dir", str(tmp_path))
+    assert done.returncode == 5 and "pip install google-tunix" in done.stderr
+    assert not list(tmp_path.glob("*/phases"))

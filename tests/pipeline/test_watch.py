@@ -85,6 +85,31 @@ def test_a_run_stopped_by_the_disk_ends_with_5_and_goes_on(tmp_path: Path, monke
     assert CliRunner().invoke(main, words).exit_code == 0
 
 
+def test_too_little_room_is_said_before_the_first_phase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(machine, "gpus", list)
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 10**6)
+    free = machine.free_bytes(tmp_path)
+    monkeypatch.setattr("posttrain.pipeline.curriculum.disk_bytes", lambda *asked: 10 * free)
+    recipe = Path(__file__).parents[1] / "end_to_end" / "recipes" / "small_sft.py"
+    said = CliRunner().invoke(main, ["run", str(recipe), "--name", "own", "--device", "cpu"]).output
+    first = said.index("starting")
+    assert -1 < said.find("WARNING: the run needs about") < first
+    assert -1 < said.find("GB of memory, there are 0.0 GB and no GPU; what makes it fit: posttrain plan own") < first
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_said_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("this machine has a GPU")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(machine, "gpus", list)
+    refused = CliRunner().invoke(main, ["run", SMALL, "--fresh", "--device", "cuda"])
+    assert refused.exit_code == 5 and "--device cuda: this machine has no NVIDIA GPU" in refused.output
+    assert not list(tmp_path.glob("runs/*/phases/*"))
+
+
 def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     jumps = iter(range(10**9, 0, -3600))

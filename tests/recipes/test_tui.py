@@ -3,6 +3,7 @@
 import pytest
 
 from posttrain.errors import RecipeError
+from posttrain.phases.grpo import weights_of
 from posttrain.recipe.load import find
 from posttrain.recipe.types import Epochs, GrpoPhase, PreferencePhase, PreparePhase, Recipe, RowBatch, SftPhase, Skipped
 
@@ -93,6 +94,18 @@ def test_a_quick_test_ends_every_phase_after_50_steps_on_the_tiny_base() -> None
 
 def test_grpo_left_out_keeps_its_place_and_says_why() -> None:
     assert phases(tui(grpo=False))[3].steps == Skipped(kind="skipped", reason="--no-grpo was given")
+
+
+def test_tasks_of_ones_own_are_played_beside_recorded_calls() -> None:
+    recipe = tui(task_file="mine.jsonl")
+    grpo = phases(recipe)[3]
+    (data,) = (phase for phase in recipe.phases if isinstance(phase, PreparePhase))
+    [tasks] = [dataset for dataset in data.datasets if dataset.name == grpo.dataset]
+    assert [source.format for source in tasks.sources] == ["xlam", "hermes", "hermes", "code_task"]  # type: ignore[union-attr]
+    assert (grpo.sampling.max_turns, phases(tui())[3].sampling.max_turns) == (8, 1)
+    assert weights_of(grpo.reward, "code") == {"reward": 1.0}
+    assert weights_of(grpo.reward, "calls") == {"format": 0.1, "tool": 0.2, "exact": 0.7}
+    assert weights_of({"exact": 1.0}, "code") == {"exact": 1.0}
 
 
 def test_a_folder_or_a_name_on_the_hub_takes_the_place_of_the_base() -> None:

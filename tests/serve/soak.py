@@ -101,15 +101,17 @@ class Caller:
         self.ask("list", "GET", "/api/traces", params=asked)
 
     def get(self) -> None:
-        if self.told.traces:
-            found = self.ask("get", "GET", f"/api/traces/{self.random.choice(self.told.traces)}")
-            assert found is not None, "a trace that was acknowledged is not there"
+        if not self.told.traces:
+            return self.add()
+        found = self.ask("get", "GET", f"/api/traces/{self.random.choice(self.told.traces)}")
+        assert found is not None, "a trace that was acknowledged is not there"
 
     def score(self) -> None:
-        if self.told.traces:
-            identity = self.random.choice(self.told.traces)
-            if self.ask("score", "POST", f"/api/traces/{identity}/score", json={}) is not None:
-                self.told.scores[identity] += 1
+        if not self.told.traces:
+            return self.add()
+        identity = self.random.choice(self.told.traces)
+        if self.ask("score", "POST", f"/api/traces/{identity}/score", json={}) is not None:
+            self.told.scores[identity] += 1
 
     def build(self) -> None:
         version = f"v{self.random.randrange(VERSIONS)}"

@@ -17,7 +17,8 @@ def upgrade() -> None:
         sa.Column("source", sa.String(256)),
         sa.Column("game", sa.String(256)),
     )
-    op.create_index("traces_by_game", "traces", ["source", "game", "seq"])
+    op.create_index("traces_by_source", "traces", ["source", "game", "seq"])
+    op.create_index("traces_by_game", "traces", ["game", "seq"])
     op.create_index("traces_by_time", "traces", ["created_at", "seq"])
     op.create_table(
         "trace_bodies",

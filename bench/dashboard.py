@@ -81,17 +81,23 @@ def _step(step: int, chance: random.Random) -> dict[str, Any]:
     return {"step": step, "loss": 4 / step**0.2 + chance.gauss(0, 0.1), "tokens": 4096, "target_tokens": 512} | numbers
 
 
+TOKENS = {
+    "prompt_tokens": [number * 7 % 1024 for number in range(300)],
+    "tokens": [number * 5 % 1024 for number in range(500)],
+    "sampled": [1] * 500, "logprobs": [-number / 512 for number in range(500)],
+}  # fmt: skip
+"""Of every episode the same: nothing reads them."""
+
+
 def _episode(number: int, chance: random.Random) -> dict[str, Any]:
-    prompt, tokens = [chance.randrange(1024) for _ in range(300)], [chance.randrange(1024) for _ in range(500)]
     said = "word " * 200
     return {
         "step": number // 32, "place": number % 32, "task": f"repair-train-{number % 997}",
         "prompt": f"<|start|>user<|message|>{said}<|end|><|start|>assistant",
         "completion": f"<|channel|>analysis<|message|>{said}<|end|><|start|>assistant<|channel|>final<|message|>{said}",
         "score": chance.random() if number % 10 else None, "parts": {"format": 1.0, "hidden": 0.5},
-        "reason": None if number % 10 else "truncated", "ended": "done", "prompt_tokens": prompt, "tokens": tokens,
-        "sampled": [1] * len(tokens), "logprobs": [round(-chance.random(), 6) for _ in tokens],
-    }  # fmt: skip
+        "reason": None if number % 10 else "truncated", "ended": "done",
+    } | TOKENS  # fmt: skip
 
 
 @contextmanager
@@ -151,7 +157,10 @@ def main() -> None:
         runs_dir, data_dir = Path(folder, "runs"), Path(folder, "data")
         make_run(runs_dir, given.steps, given.episodes)
         size = sum(file.stat().st_size for file in runs_dir.rglob("*") if file.is_file())
-        print(f"{given.steps:,} steps in two phases each, {given.episodes:,} episodes, {size / 1e6:,.0f} MB of files")
+        print(
+            f"{given.steps:,} steps in two phases each, {given.episodes:,} episodes, {size / 1e6:,.0f} MB of files",
+            flush=True,
+        )
         print(f"{'page':20} {'first s':>8} {'opened s':>9} {'later s':>9} {'largest s':>9}")
         options = ["--no-sandbox"] if os.getuid() == 0 else []
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)

@@ -81,7 +81,7 @@ def test_preferences() -> None:
 
 def test_no_recorded_call_is_both_trained_on_and_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTTRAIN_HUB_DIR", str(write_hub(tmp_path, rows=60)))
-    practised, asked, _ = tui_tasks(False, "", 8192)
+    practised, asked, _ = tui_tasks(False, "", "rows", 8192)
     for place, source in enumerate(FULL["tool_calls"].sources[1:]):
         trained, played, evaluated = (
             {str(row.conversation) for _, row in read_source(one, "conversations") if isinstance(row, ConversationRow)}
@@ -130,7 +130,7 @@ def test_every_set_is_read_from_its_own_columns(quick: bool, tmp_path: Path, mon
     monkeypatch.setenv("POSTTRAIN_HUB_DIR", str(write_hub(tmp_path, rows=60)))
     for dataset in (
         *tui_data(quick, 8192, 32768, 8192),
-        *tui_tasks(quick, "", 8192),
+        *tui_tasks(quick, "", "rows", 8192),
         *sft_rl_data(quick, 2048, 42),
     ):
         for source in dataset.sources:

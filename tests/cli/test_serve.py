@@ -1,7 +1,6 @@
 """`posttrain serve`: what it refuses before it listens, and what it prints."""
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +58,8 @@ def test_a_token_is_made_for_a_start_and_the_way_through_a_tunnel_is_told(tmp_pa
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     said = [process.stdout.readline() for _ in range(4)]
-    process.send_signal(signal.SIGINT)
+    # Not SIGINT, which a shell's background jobs are born deaf to until the server listens for it.
+    process.terminate()
     process.wait(30)
     token = said[1].rpartition("/?token=")[2].strip()
     port = said[1].partition("127.0.0.1:")[2].partition("/")[0]

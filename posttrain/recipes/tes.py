@@ -116,7 +116,7 @@ def tes(
         "heldout_table": heldout_table,
         "cases": cases,
     }
-    sizes = tiny(grpo_steps=130, groups_per_step=48, group_size=8, kl_weight=0.05) if quick_test else LARGE
+    sizes = tiny(grpo_steps=115, groups_per_step=48, group_size=8, kl_weight=0.05) if quick_test else LARGE
     world = "tes_small" if quick_test else "tes"
     sets = tes_data(table, heldout_table, quick_test=False) if table else generated(world, seed, cases, sizes)
     return curriculum("tes", flags, seed, world, sets, sizes, cases)

@@ -131,7 +131,7 @@ def soak(url: str, clients: int, calls: int) -> dict[str, Any]:
     callers = [Caller(url, number) for number in range(clients)]
     began = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
-        told = list(pool.map(lambda caller: caller.call(calls // clients), callers))
+        told = list(pool.map(lambda caller: caller.call(-(-calls // clients)), callers))
     seconds = time.perf_counter() - began
     statuses = sum((one.statuses for one in told), Counter[str]())
     assert not [name for name in statuses if name.split()[1][0] == "5"], statuses

@@ -32,7 +32,7 @@ from posttrain.run.journal import Journal
 from posttrain.run.manifest import package_versions
 
 RESULTS = Path(__file__).parent / "results" / "dashboard.json"
-CHROMIUM, TOKEN, NAME = "/usr/bin/chromium", "bench", "large"
+CHROMIUM, TOKEN, NAME = "/usr/bin/chromium", "a-token-of-the-bench", "large"
 PAGES = {
     "runs": ("/", "table.list a"),
     "overview, phases": (f"/run/{NAME}", "li[data-phase=grpo]"),
@@ -40,7 +40,7 @@ PAGES = {
     "episodes": (f"/run/{NAME}/episodes", ".opened article"),
     "data": (f"/run/{NAME}/data", "pre.tokens mark"),
     "report": (f"/run/{NAME}/report", "iframe"),
-    "datasets": ("/datasets", "main .note, table.list"),
+    "datasets": ("/datasets", "#content .note, table.list"),
 }
 """Path, and what is seen once the first data are there."""
 
@@ -134,7 +134,7 @@ def measure(browser: Browser, runs_dir: Path, data_dir: Path, repeats: int) -> l
         with serving(runs_dir, data_dir) as address:
             page = browser.new_page()
             page.goto(f"{address}/?token={TOKEN}")
-            page.locator("main").wait_for()
+            page.locator("#content").wait_for()
             _, first = seconds_until_seen(page, address, name)
             later = [seconds_until_seen(page, address, name) for _ in range(repeats)]
             page.close()

@@ -26,7 +26,7 @@ from typing import Any
 import openai
 
 from bench.decode import RESULTS as DECODE_RESULTS
-from bench.decode import TINY, large_model
+from bench.decode import TINY, beside_the_best, large_model
 from posttrain.host import machine
 from posttrain.run.manifest import package_versions
 
@@ -105,17 +105,7 @@ def measure(model: str, folder: Path, cells: list[str], repeats: int, place: Pat
                 for cell, (client, name) in servers.items():
                     rate, texts[cell] = turn(client, name, prompts, clients)
                     rates[cell].append(rate)
-            best = max(cells[1:], key=lambda cell: statistics.median(rates[cell]))
-            ratios = [a / b for a, b in zip(rates[OURS], rates[best], strict=True)]
-            equal = sum(a == b for a, b in zip(texts[OURS], texts[best], strict=True))
-            yield {
-                "model": model,
-                "clients": clients,
-                "tokens_per_second": {cell: [round(rate, 1) for rate in values] for cell, values in rates.items()},
-                "peer": best,
-                "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
-                "equal_answers": f"{equal}/{len(prompts)}",
-            }
+            yield {"model": model, "clients": clients} | beside_the_best(rates, texts)
 
 
 def main() -> None:
@@ -139,7 +129,7 @@ def main() -> None:
                 ratio = row["ratio"]
                 print(
                     f"{model:5} clients {row['clients']:3d}  {numbers}  ratio {ratio['median']:.2f} "
-                    f"({ratio['min']:.2f} to {ratio['max']:.2f}), equal {row['equal_answers']}",
+                    f"({ratio['min']:.2f} to {ratio['max']:.2f}), equal {row['equal_sequences']}",
                     flush=True,
                 )
     facts = {"hardware": machine.facts(), "threads": 2, "load_before": load, "new_tokens": NEW, "rounds": ROUNDS}

@@ -222,7 +222,7 @@ class Worker:
         def do() -> None:
             try:
                 future.set_result(job())
-            except Exception as error:
+            except Exception as error:  # whatever it is, it is raised where the result is asked for
                 future.set_exception(error)
 
         self._jobs.put(do)
@@ -248,8 +248,7 @@ class Worker:
             for live in list(self._busy):
                 try:
                     live.advance()
-                except Exception as error:
-                    # Such as a GPU without memory left: those who asked are told, the server lives on.
+                except Exception as error:  # such as no memory left: those who asked are told, the server lives on
                     live.fail(error)
                 if not live.busy:
                     self._busy.remove(live)

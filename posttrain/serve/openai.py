@@ -48,7 +48,7 @@ class Route(APIRoute):
         async def answered(request: Request) -> Response:
             try:
                 return await handle(request)
-            except Exception as error:
+            except Exception as error:  # answered in OpenAI's shape; `refusal` logs what is a fault of ours
                 status, body = refusal(error)
                 return JSONResponse({"error": body}, status)
 
@@ -414,7 +414,7 @@ async def _feed(index: int, answer: "Answer", told: "asyncio.Queue[tuple[int, An
         async for written in answer:
             told.put_nowait((index, written))
         told.put_nowait((index, None))
-    except Exception as error:
+    except Exception as error:  # handed to who reads the queue, and raised there
         told.put_nowait((index, error))
 
 

@@ -101,8 +101,8 @@ class CompletionRequest(Sampled):
         if isinstance(self.prompt, str):
             return [self.prompt]
         if isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
-        return list(self.prompt)  # type: ignore[arg-type]
+            return [self.prompt]  # type: ignore[list-item]  # token numbers, by its first
+        return list(self.prompt)  # type: ignore[arg-type]  # several, by its first
 
     def ask(self) -> Ask:
         tokens = COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens

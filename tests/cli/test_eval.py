@@ -107,7 +107,7 @@ def test_generate_answers_lines_and_records(invoke: Invoke, tmp_path: Path) -> N
 
 def test_the_coding_agents_six_targets_are_measured_on_its_set_and_on_a_tree_of_ones_own(invoke: Invoke) -> None:
     if lacks := toolchains.missing("python"):
-        pytest.skip(lacks)
+        pytest.skip(lacks)  # names the tool and how to install it
     short = (*SHORT, "--limit", "2", "--max-turns", "1")
     done = invoke("eval", "shipped:tiny", "--set", "coding_agent", *short)
     assert done.exit_code == 0, done.output

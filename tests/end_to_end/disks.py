@@ -17,7 +17,7 @@ def small_disk(folder: Path) -> Iterator[Path]:
     folder.mkdir()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, b"size=2m"):
-        pytest.skip("nothing may be mounted here")
+        pytest.skip("the right to mount is missing (CAP_SYS_ADMIN): a small disk cannot be made")
     try:
         yield folder
     finally:

@@ -102,7 +102,7 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_said_before_anything_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if Path("/dev/nvidiactl").exists():
-        pytest.skip("this machine has a GPU")
+        pytest.skip("a machine without a GPU is missing: this one has one, and the test is about its absence")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(machine, "gpus", list)
     refused = CliRunner().invoke(main, ["run", SMALL, "--fresh", "--device", "cuda"])

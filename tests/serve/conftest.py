@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from posttrain.data.registry import Registry
 from posttrain.serve.app import make_app
 from posttrain.serve.settings import Settings
 from tests.serve import postgres
 from tests.serve.postgres import Postgres
+from tests.serve.serving import TOKEN, settings_at
 
-TOKEN = "a-token-for-the-tests"
 Client = TestClient
 _numbers = itertools.count()
 
@@ -41,14 +40,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """With the server's own registry also that of what it starts."""
     monkeypatch.setenv("POSTTRAIN_REGISTRY", str(tmp_path / "datasets"))
     (tmp_path / "data" / "ingest").mkdir(parents=True)
-    return Settings(
-        runs_dir=tmp_path / "runs",
-        data_dir=tmp_path / "data",
-        registry=Registry(tmp_path / "datasets"),
-        token=TOKEN,
-        host_names=("testserver",),
-        session="own",
-    )
+    return settings_at(tmp_path)
 
 
 Serve = Callable[[Settings], Client]

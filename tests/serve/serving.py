@@ -57,3 +57,15 @@ def settings_with(folder: Path, runs_dir: Path, name: str = "base") -> Settings:
         token=TOKEN,
         models=models,
     )
+
+
+def settings_at(folder: Path) -> Settings:
+    """A server whose every folder is in this one, and whose runs are sessions of their own."""
+    return Settings(
+        runs_dir=folder / "runs",
+        data_dir=folder / "data",
+        registry=Registry(folder / "datasets"),
+        token=TOKEN,
+        host_names=("testserver",),
+        session="own",
+    )

@@ -9,7 +9,6 @@ import json
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -46,7 +45,7 @@ def served(folder: Path, database_url: str | None = None) -> Iterator[str]:
         assert found and found[2] == TOKEN, f"posttrain serve said: {said}"
         yield found[1]
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.wait(30)
 
 

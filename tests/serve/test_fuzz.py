@@ -11,7 +11,7 @@ from schemathesis.checks import not_a_server_error
 from posttrain.data.registry import Registry
 from posttrain.serve.app import make_app
 from posttrain.serve.settings import Settings
-from tests.serve.conftest import TOKEN
+from tests.serve.serving import TOKEN
 
 HEADERS = {"Authorization": f"Bearer {TOKEN}", "Host": "localhost"}
 EXAMPLES = 25

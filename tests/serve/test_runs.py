@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from posttrain.data.registry import Registry
 from posttrain.run.folder import RunFolder, digest_file
 from posttrain.run.lock import RunLock
 from posttrain.serve.app import make_app
 from posttrain.serve.settings import Settings
 from tests.pipeline.command import posttrain
-from tests.serve.conftest import TOKEN, Client
+from tests.serve.conftest import Client
+from tests.serve.serving import TOKEN, settings_at
 from tests.serve.test_datasets import BUILD
 
 EXECUTION = {"threads": 1}
@@ -29,14 +29,7 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, Setti
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POSTTRAIN_REGISTRY", str(folder / "datasets"))
-        settings = Settings(
-            runs_dir=folder / "runs",
-            data_dir=folder / "data",
-            registry=Registry(folder / "datasets"),
-            token=TOKEN,
-            host_names=("testserver",),
-            session="own",
-        )
+        settings = settings_at(folder)
         headers = {"Authorization": f"Bearer {TOKEN}"}
         with TestClient(make_app(settings), raise_server_exceptions=False, headers=headers) as client:
             yield client, settings

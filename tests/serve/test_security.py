@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from posttrain.serve.settings import MOST_BODY_BYTES, Settings
-from tests.serve.conftest import TOKEN, Client, Serve
+from tests.serve.conftest import Client, Serve
+from tests.serve.serving import TOKEN
 from tests.serve.test_traces import TRACE
 
 

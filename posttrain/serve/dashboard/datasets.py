@@ -15,7 +15,7 @@ from posttrain.report.read import listing, mapping, read_object
 from posttrain.run.existing import run_names
 from posttrain.run.folder import RunFolder
 from posttrain.serve.dashboard.data import Item
-from posttrain.serve.dashboard.frame import apart, button, every, frame, markup, page, refill
+from posttrain.serve.dashboard.frame import apart, button, frame, markup, page, refill, watched
 from posttrain.serve.dashboard.site import ROOT, Site
 
 LOOK_EVERY_S = 5.0
@@ -35,14 +35,7 @@ def pages(site: Site) -> None:
     @page("/datasets")
     def datasets_page() -> None:
         with frame("Datasets", here="datasets"):
-            table = markup("datasets", datasets=None)
-
-            async def look() -> None:
-                found = await apart(all_datasets, site)
-                if found is not None:
-                    refill(table, "datasets", datasets=found)
-
-            every(LOOK_EVERY_S, look)
+            watched("datasets", lambda: all_datasets(site), LOOK_EVERY_S)
 
     @page("/dataset/{key}")
     def dataset_page(key: str, row: int = 1) -> None:

@@ -34,7 +34,8 @@ def frame(title: str, run_name: str | None = None, here: str = "") -> Iterator[N
         {f"{ROOT}/run/{run_name}{part}": (told, part == here) for part, told in RUN_PAGES.items()} if run_name else {}
     )
     ui.html(fragment("frame", title=title, run_name=run_name, here=here, pages=pages), sanitize=False, tag="header")
-    with ui.element("main").props("id=content tabindex=-1"):
+    # Within the `main` that NiceGUI makes of every page.
+    with ui.element("div").props("id=content tabindex=-1"):
         yield
 
 
@@ -68,6 +69,19 @@ def refill(place: ui.html, name: str, **given: Any) -> None:
     content = fragment(name, **given)
     if place.content != content:
         place.set_content(content)
+
+
+def watched(name: str, read: Callable[[], Any], seconds: float) -> None:
+    """The fragment `name`, which shows under that name what `read` finds: nothing yet, then anew now and again."""
+    nothing: dict[str, Any] = {name: None}
+    place = markup(name, **nothing)
+
+    async def look() -> None:
+        found = await apart(read)
+        if found is not None:
+            refill(place, name, **{name: found})
+
+    every(seconds, look)
 
 
 async def apart(function: Callable[Given, Result], *given: Given.args, **named: Given.kwargs) -> Result | None:

@@ -9,7 +9,7 @@ from posttrain.recipe.flags import Flag, FlagValue
 from posttrain.recipe.load import find, shipped_names
 from posttrain.report import words
 from posttrain.serve import control
-from posttrain.serve.dashboard.frame import apart, button, every, frame, markup, page, refill, tell
+from posttrain.serve.dashboard.frame import apart, button, frame, page, tell, watched
 from posttrain.serve.dashboard.site import Site
 
 LOOK_EVERY_S = 2.0
@@ -21,14 +21,7 @@ def pages(site: Site) -> None:
         with frame("Runs", here="runs"):
             with ui.element("div").classes("toolbar"):
                 button("New run", lambda: _new_run(site), "primary")
-            table = markup("runs", runs=None)
-
-            async def look() -> None:
-                states = await apart(_listed, site)
-                if states is not None:
-                    refill(table, "runs", runs=states)
-
-            every(LOOK_EVERY_S, look)
+            watched("runs", lambda: _listed(site), LOOK_EVERY_S)
 
 
 def _listed(site: Site) -> list[dict[str, Any]]:
@@ -90,7 +83,7 @@ def _field(flag: Flag, given: dict[str, FlagValue]) -> None:
     elif flag.type is bool:
         made = ui.switch(label, value=bool(flag.default))
     elif flag.type in (int, float):
-        made = ui.number(label, value=flag.default)  # type: ignore[arg-type]
+        made = ui.number(label, value=flag.default)  # type: ignore[arg-type]  # a number: its type says so
     else:
         made = ui.input(label, value=str(flag.default or ""))
     if flag.type is not bool or flag.choices:

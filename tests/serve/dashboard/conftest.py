@@ -2,20 +2,14 @@
 
 import os
 import shutil
-import socket
-import threading
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import uvicorn
 
-from posttrain.data.registry import Registry
-from posttrain.serve.app import make_app
 from posttrain.serve.settings import Settings
+from tests.serve.serving import TOKEN, running, settings_at
 
-TOKEN = "open-sesame"
 CHROMIUM = "/usr/bin/chromium"
 
 
@@ -39,28 +33,13 @@ class Heard:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     home = tmp_path_factory.mktemp("served")
+    settings = settings_at(home)
+    settings.runs_dir.mkdir()
     # Two threads that wait for each other in a loop get nowhere on cores that others use, too.
-    with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-        settings = Settings(
-            runs_dir=home / "runs",
-            data_dir=home / "data",
-            registry=Registry(home / "registry"),
-            token=TOKEN,
-            port=port,
-            session="own",
-        )
-        settings.runs_dir.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_WAIT_POLICY", "passive")
-        server = uvicorn.Server(uvicorn.Config(make_app(settings), log_level="warning", access_log=False))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-        thread.start()
-        until = time.monotonic() + 60
-        while not server.started and time.monotonic() < until:
-            time.sleep(0.05)
-        yield Served(settings, f"http://127.0.0.1:{port}")
-        server.should_exit = True
-        thread.join(20)
+        with running(settings) as at:
+            yield Served(at.settings, at.url)
 
 
 @pytest.fixture(scope="session")

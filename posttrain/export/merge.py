@@ -36,7 +36,7 @@ COPIED = (
 SHARD_BYTES = 4 * 1024**3
 PART_VALUES = 4 * 1024**2
 """Tensors other than experts are read, merged and written in parts of so many values."""
-BLOCK_VALUES = 1024**2
+BLOCK_VALUES = 256 * 1024
 """An expert is quantized in blocks of rows of so many values: the dozen copies that it takes stay small."""
 MXFP4_KEPT = (
     "model.layers.*.self_attn",
@@ -146,7 +146,7 @@ class MergedWeights:
 
     def matrix(self, weight: Weight, factors: Factors | None, expert: int, rows: slice = slice(None)) -> torch.Tensor:
         """One expert's [rows, columns], merged in float32; without factors as stored. It may be a transposed view."""
-        return self._add(select_rows(self.unmerged(weight, expert), rows), factors, expert, rows)
+        return self.merged(select_rows(self.unmerged(weight, expert), rows), factors, expert, rows)
 
     def unmerged(self, weight: Weight, expert: int) -> torch.Tensor:
         if weight.layout == "mxfp4":
@@ -174,10 +174,10 @@ class MergedWeights:
             yield partial(self._part, spec.name, factors, start, min(start + step, spec.shape[0]))
 
     def _part(self, name: str, factors: Factors | None, start: int, stop: int) -> torch.Tensor:
-        return self._add(self.base.read_rows(name, start, stop), factors, 0, slice(start, stop))
+        return self.merged(self.base.read_rows(name, start, stop), factors, 0, slice(start, stop))
 
-    def _add(self, stored: torch.Tensor, factors: Factors | None, expert: int, rows: slice) -> torch.Tensor:
-        """`stored` plus these rows of the expert's change."""
+    def merged(self, stored: torch.Tensor, factors: Factors | None, expert: int, rows: slice) -> torch.Tensor:
+        """These rows of a weight, plus the same rows of the expert's change."""
         if factors is None:
             return stored
         low, high = self.change(factors, expert)
@@ -295,28 +295,40 @@ def _mxfp4_expert(
     """One expert's blocks and scales, and what of its change is in them."""
     weight, factors = tensor.weight, tensor.factors
     name = f"{weight.name}[{expert}]"
-    before = weights.codes(weight, expert) if weight.layout == "mxfp4" else None
-    if before is not None and factors is None:
-        if (before[1] == 255).any():
+    if weight.layout == "mxfp4" and factors is None:
+        blocks, scales = weights.codes(weight, expert)
+        if (scales == 255).any():
             raise PhaseFault(f"{name} holds scales that are NaN (code 255); nothing was kept")
-        return *before, Survival(0.0, 0.0)
-    matrix = weights.matrix(weight, factors, expert)
-    stored = weights.unmerged(weight, expert) if before is None and factors is not None else matrix
+        return blocks, scales, Survival(0.0, 0.0)
     found, survival = [], Survival(0.0, 0.0)
-    step = max(1, BLOCK_VALUES // weight.columns)
-    for start in range(0, weight.rows, step):
-        rows = slice(start, start + step)
-        values = finite(matrix[rows].contiguous(), name)
+    for rows, unmerged, ground in _mxfp4_grounds(weight, weights, expert):
+        values = finite(weights.merged(unmerged, factors, expert, rows).contiguous(), name)
         if factors is None:
-            found.append(mxfp4.encode(values))
+            found.append(ground)
             continue
-        ground = mxfp4.encode(stored[rows].contiguous()) if before is None else (before[0][rows], before[1][rows])
         found.append(mxfp4.encode_change(values, ground))
         low, high = weights.change(factors, expert)
         change = (high[rows] @ low) * factors.scale
         survival += Survival.measured(change, mxfp4.decode(*found[-1]) - mxfp4.decode(*ground))
     blocks, scales = (torch.cat(parts) for parts in zip(*found, strict=True))
     return blocks, scales, survival
+
+
+def _mxfp4_grounds(
+    weight: Weight, weights: MergedWeights, expert: int
+) -> Iterator[tuple[slice, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]]:
+    """An expert before the merge, in blocks of rows: which, their values, and those as MXFP4."""
+    step = max(1, BLOCK_VALUES // weight.columns)
+    blocks = [slice(start, start + step) for start in range(0, weight.rows, step)]
+    if weight.layout == "mxfp4":
+        codes, scales = weights.codes(weight, expert)
+        for rows in blocks:
+            yield rows, mxfp4.decode(codes[rows], scales[rows]), (codes[rows], scales[rows])
+        return
+    stored = weights.unmerged(weight, expert)
+    for rows in blocks:
+        values = stored[rows].contiguous()
+        yield rows, values, mxfp4.encode(values)
 
 
 def finite(tensor: torch.Tensor, name: str) -> torch.Tensor:

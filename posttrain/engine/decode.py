@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,13 +24,13 @@ from posttrain.engine.slots import HIDDEN, SlotCache
 
 ARCHITECTURES = ("gpt_oss", "llama", "mixtral", "qwen2", "qwen3", "qwen3_moe")
 """Two norms a layer, rotary embedding over the whole head, gated MLP or experts: what `DecodeProgram` spells out."""
-PACKED_ELEMENTS = 1 << 18
+PACKED_ELEMENTS = 1 << 20
 """Weights from this size on go to oneDNN, whose start costs more than the whole product of a smaller one."""
 PACKED_ROWS = 5
 """Fewer rows go to the plain product, which is faster with them."""
 DENSE_ELEMENTS = 1 << 20
 """Layers whose experts have no more weights than this, and steps of no more than `DENSE_SLOTS`, ask every expert."""
-DENSE_SLOTS = 16
+DENSE_SLOTS = 32
 Tensor = torch.Tensor
 Map = Callable[[torch.Tensor], torch.Tensor]
 AddTo = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -93,7 +92,12 @@ def _dense(mlp: Any, norm: Any, slots: int) -> AddTo:
 
 
 class _Experts:
-    """The experts of a layer: every one asked where that is cheaper than finding out whom to ask."""
+    """The experts of a layer: every one asked where that is cheaper than finding out whom to ask.
+
+    The chosen ones' weights stay where the model has them, as copying them would cost as much as several steps. GPT-OSS
+    computes gate · sigmoid(a · gate) · (up + 1) of clamped values, gate and up alternating. That is
+    silu(a · gate) · (a · up + a) / a²: so a goes into the norm's weight and the biases, and 1 / a² onto what is added.
+    """
 
     def __init__(self, mlp: Any, norm: Any, slots: int) -> None:
         self.slots = slots
@@ -101,24 +105,42 @@ class _Experts:
         self.router = _merged(router).after_norm(norm).product(slots)
         self.per_token = router.top_k
         self.softmax_first = not getattr(router, "norm_topk_prob", True)
-        ups, downs = _expert_linears(experts, "gate_up_proj"), _expert_linears(experts, "down_proj")
-        self.activation, fold = _gate(experts)
-        self.pairs = [fold(up.after_norm(norm), down) for up, down in zip(ups, downs, strict=True)]
-        self.num_experts, self.size = len(self.pairs), downs[0].weight.shape[1]
-        self.few = sum(up.weight.numel() + down.weight.numel() for up, down in self.pairs) <= DENSE_ELEMENTS
+        self.alternating = not experts.is_concatenated
+        self.alpha, self.limit = getattr(experts, "alpha", 1.0), getattr(experts, "limit", None)
+        self.act = experts.act_fn if self.limit is None else nn.functional.silu
+        self.norm_H = norm.weight * (math.sqrt(len(norm.weight)) * self.alpha)
+        self.up_EHG, up_bias_EG = _of_every_expert(experts, "gate_up_proj")
+        self.down_EFH, down_bias_EH = _of_every_expert(experts, "down_proj")
+        self.up_bias_EG = self.down_bias_EH = None
+        if up_bias_EG is not None:
+            self.up_bias_EG, self.down_bias_EH = up_bias_EG * self.alpha, down_bias_EH * self.alpha**2
+            if self.limit is not None:
+                self._halves(self.up_bias_EG)[1].add_(self.alpha)
+        self.number_E = torch.arange(len(self.up_EHG))
+        self.few = self.up_EHG.numel() + self.down_EFH.numel() <= DENSE_ELEMENTS
 
-    @cached_property
-    def each(self) -> tuple[list[Map], list[Map]]:
-        rows = self.slots * self.per_token / self.num_experts
-        return [up.product(rows) for up, _ in self.pairs], [down.product(rows) for _, down in self.pairs]
+    def _halves(self, gate_up: Tensor) -> tuple[Tensor, Tensor]:
+        if self.alternating:
+            return gate_up[..., ::2], gate_up[..., 1::2]
+        gate, up = gate_up.chunk(2, -1)
+        return gate, up
+
+    def _activation(self, gate: Tensor, up: Tensor) -> Tensor:
+        if self.limit is None:
+            return self.act(gate).mul_(up)
+        alpha, limit = self.alpha, self.limit
+        gate = nn.functional.silu(gate.clamp(max=limit * alpha), inplace=True)
+        return gate.mul_(up.clamp((1 - limit) * alpha, (1 + limit) * alpha))
 
     @cached_property
     def every(self) -> tuple[Map, AddTo]:
         """All gates, then all ups, as one product; second projections side by side, their biases behind them."""
-        halves = [_half(up, part) for part in (0, 1) for up, _ in self.pairs]
-        biases = [down.bias for _, down in self.pairs if down.bias is not None]
-        weights = [down.weight for _, down in self.pairs] + ([torch.stack(biases, 1)] if biases else [])
-        return _joined(halves).product(self.slots), _Linear(torch.cat(weights, 1), None).added()
+        up_HG = torch.cat([half.transpose(0, 1).flatten(1) for half in self._halves(self.up_EHG)], 1) * self.norm_H[:, None]
+        bias = None if self.up_bias_EG is None else torch.cat([half.flatten() for half in self._halves(self.up_bias_EG)])
+        down = self.down_EFH.flatten(0, 1)
+        if self.down_bias_EH is not None:
+            down = torch.cat((down, self.down_bias_EH))
+        return _Linear(up_HG.T, bias).product(self.slots), _Linear(down.T / self.alpha**2, None).added()
 
     def __call__(self, sum_BH: Tensor, x_BH: Tensor) -> Tensor:
         logits_BE = self.router(x_BH)
@@ -135,59 +157,33 @@ class _Experts:
     def _ask_all(self, sum_BH: Tensor, x_BH: Tensor, score_BE: Tensor) -> Tensor:
         gate_up, down = self.every
         gate, up = gate_up(x_BH).chunk(2, dim=-1)
-        gated_BEF = self.activation(gate, up).view(len(x_BH), self.num_experts, self.size)
+        gated_BEF = self._activation(gate, up).view(len(x_BH), len(self.number_E), -1)
         gated = (gated_BEF * score_BE.unsqueeze(-1)).flatten(1)
-        return down(sum_BH, gated if self.pairs[0][1].bias is None else torch.cat((gated, score_BE), 1))
+        return down(sum_BH, gated if self.down_bias_EH is None else torch.cat((gated, score_BE), 1))
 
     def _ask_chosen(self, sum_BH: Tensor, x_BH: Tensor, score_Bk: Tensor, expert_Bk: Tensor) -> Tensor:
-        gate_up, down = self.each
-        expert_N, order_N = torch.sort(expert_Bk.reshape(-1), stable=True)
-        bounds = [0, *torch.bincount(expert_N, minlength=self.num_experts).cumsum(0).tolist()]
-        spans = [(number, span) for number, span in enumerate(pairwise(bounds)) if span[0] < span[1]]
+        expert_N, order_N = torch.sort(expert_Bk.flatten(), stable=True)
+        stop_E = torch.searchsorted(expert_N, self.number_E, right=True, out_int32=True)
         slot_N = order_N // self.per_token
-        x_NH = x_BH.index_select(0, slot_N)
-        gate, up = torch.cat([gate_up[number](x_NH[a:b]) for number, (a, b) in spans]).chunk(2, dim=-1)
-        gated_NF = self.activation(gate, up)
-        down_NH = torch.cat([down[number](gated_NF[a:b]) for number, (a, b) in spans])
-        down_NH.mul_(score_Bk.reshape(-1, 1).index_select(0, order_N))
-        return sum_BH.index_add(0, slot_N, down_NH)
+        x_NH = (x_BH * self.norm_H).index_select(0, slot_N)
+        gate_up_NG = torch._grouped_mm(x_NH, self.up_EHG, offs=stop_E)
+        if self.up_bias_EG is not None:
+            gate_up_NG += self.up_bias_EG.index_select(0, expert_N)
+        down_NH = torch._grouped_mm(self._activation(*self._halves(gate_up_NG)), self.down_EFH, offs=stop_E)
+        if self.down_bias_EH is not None:
+            down_NH += self.down_bias_EH.index_select(0, expert_N)
+        down_NH *= score_Bk.view(-1, 1).index_select(0, order_N)
+        return sum_BH.index_add(0, slot_N, down_NH, alpha=self.alpha**-2)
 
 
-def _half(linear: _Linear, part: int) -> _Linear:
-    return _Linear(linear.weight.chunk(2)[part], None if linear.bias is None else linear.bias.chunk(2)[part])
-
-
-def _expert_linears(experts: Any, name: str) -> list[_Linear]:
+def _of_every_expert(experts: Any, name: str) -> tuple[Tensor, Tensor | None]:
+    """A projection's weights [E, in, out], an adapter merged into a copy of them, and biases [E, out]."""
     weight_E, adapters = getattr(experts, name), getattr(experts, "adapters", None)
-    weight_E = weight_E.transpose(1, 2) if experts.is_transposed else weight_E
+    weight_E = weight_E if experts.is_transposed else weight_E.transpose(1, 2)
     if adapters is not None and name in adapters:
         adapter = adapters[name]
-        weight_E = weight_E + adapter.scale * (adapter.lora_A @ adapter.lora_B).transpose(1, 2)
-    biases = getattr(experts, f"{name}_bias") if experts.has_bias else [None] * len(weight_E)
-    return [_Linear(weight, bias) for weight, bias in zip(weight_E, biases, strict=True)]
-
-
-def _gate(experts: Any) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[_Linear, _Linear], Any]]:
-    """The activation of (gate, up), and what an expert's two projections have to become for it: gates before ups.
-
-    GPT-OSS computes gate · sigmoid(a · gate) · (up + 1), both clamped. That is silu(a · gate) · (up + 1) / a: so a goes
-    into the gate's rows, 1 / a into the second projection, and 1 into the up projection's bias.
-    """
-    if not hasattr(experts, "alpha"):
-        return lambda gate, up: experts.act_fn(gate).mul_(up), lambda up, down: (up, down)
-    alpha, limit = experts.alpha, experts.limit
-
-    def activation(gate: Tensor, up: Tensor) -> Tensor:
-        gate = nn.functional.silu(gate.clamp(max=limit * alpha), inplace=True)
-        return gate.mul_(up.clamp(1 - limit, 1 + limit))
-
-    def fold(up: _Linear, down: _Linear) -> tuple[_Linear, _Linear]:
-        assert up.bias is not None
-        weight = torch.cat((up.weight[::2] * alpha, up.weight[1::2]))
-        bias = torch.cat((up.bias[::2] * alpha, up.bias[1::2] + 1))
-        return _Linear(weight, bias), _Linear(down.weight / alpha, down.bias)
-
-    return activation, fold
+        weight_E = torch.baddbmm(weight_E, adapter.lora_A, adapter.lora_B, alpha=adapter.scale)
+    return weight_E, getattr(experts, f"{name}_bias") if experts.has_bias else None
 
 
 def _normed(x: Tensor, floor: Tensor) -> Tensor:

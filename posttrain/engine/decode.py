@@ -5,8 +5,9 @@ left out: projections of the same input are one product, adapters are merged, an
 weights (norms' weights, the scale of queries, the parts of the gate). Used on the processor in float32; elsewhere the
 modules run.
 
-Axes: B slot, N routed row (B × experts per token, sorted by expert), k experts per token, H hidden, X query and
-key-value heads together, K key-value head, E expert; key components and columns as in `slots`.
+Axes: B slot, K key-value head, X its queries, key and value, N slots' key-value heads, or in `_Experts` routed rows
+(B × experts per token, sorted by expert), k experts per token, H hidden, E expert, F its units, G gates and ups; key
+components and columns as in `slots`.
 """
 
 import math
@@ -34,7 +35,7 @@ DENSE_SLOTS = 32
 Tensor = torch.Tensor
 Map = Callable[[torch.Tensor], torch.Tensor]
 AddTo = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(what to add to [B, H], input) → sum."""
+"""(what to add to [B, H], in place, input) → sum."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class _Linear:
     def added(self) -> AddTo:
         turned, bias = self.weight.T.contiguous(), self.bias
         if bias is None:
-            return lambda sum_BH, x: torch.addmm(sum_BH, x, turned)
-        return lambda sum_BH, x: torch.addmm(sum_BH, x, turned).add_(bias)
+            return lambda sum_BH, x: sum_BH.addmm_(x, turned)
+        return lambda sum_BH, x: sum_BH.addmm_(x, turned).add_(bias)
 
 
 def _merged(module: Any) -> _Linear:
@@ -102,7 +103,7 @@ class _Experts:
     def __init__(self, mlp: Any, norm: Any, slots: int) -> None:
         self.slots = slots
         router, experts = getattr(mlp, "router", None) or mlp.gate, mlp.experts
-        self.router = _merged(router).after_norm(norm).product(slots)
+        self.router = _merged(router).after_norm(norm)
         self.per_token = router.top_k
         self.softmax_first = not getattr(router, "norm_topk_prob", True)
         self.alternating = not experts.is_concatenated
@@ -134,32 +135,50 @@ class _Experts:
 
     @cached_property
     def every(self) -> tuple[Map, AddTo]:
-        """All gates, then all ups, as one product; second projections side by side, their biases behind them."""
-        up_HG = torch.cat([half.transpose(0, 1).flatten(1) for half in self._halves(self.up_EHG)], 1) * self.norm_H[:, None]
-        bias = None if self.up_bias_EG is None else torch.cat([half.flatten() for half in self._halves(self.up_bias_EG)])
-        down = self.down_EFH.flatten(0, 1)
-        if self.down_bias_EH is not None:
-            down = torch.cat((down, self.down_bias_EH))
-        return _Linear(up_HG.T, bias).product(self.slots), _Linear(down.T / self.alpha**2, None).added()
+        """All gates, all ups and the router as one product; second projections side by side.
 
-    def __call__(self, sum_BH: Tensor, x_BH: Tensor) -> Tensor:
-        logits_BE = self.router(x_BH)
+        Where these have biases, each expert has one more unit, which always gives the same and is their weight.
+        """
+        ups, down_EFH, biases = self._halves(self.up_EHG), self.down_EFH, None
+        ups = tuple(half_EHF * self.norm_H[:, None] for half_EHF in ups)
+        if self.up_bias_EG is not None and self.down_bias_EH is not None:
+            one = torch.ones(1)
+            ups = tuple(nn.functional.pad(half_EHF, (0, 1)) for half_EHF in ups)
+            biases = [nn.functional.pad(half_EF, (0, 1), value=1.0).flatten() for half_EF in self._halves(self.up_bias_EG)]
+            biases.append(self.router.bias)
+            down_EFH = torch.cat((down_EFH, self.down_bias_EH[:, None] / self._activation(one, one)), 1)
+        weights = [half_EHF.transpose(0, 1).flatten(1) for half_EHF in ups]
+        joined = _Linear(torch.cat((*weights, self.router.weight.T), 1).T, None if biases is None else torch.cat(biases))
+        down = _Linear(down_EFH.flatten(0, 1).T / self.alpha**2, None)
+        return joined.product(self.slots), down.added()
+
+    @cached_property
+    def route(self) -> Map:
+        return self.router.product(self.slots)
+
+    def _choose(self, logits_BE: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores and numbers [B, k] of each slot's experts."""
         if self.softmax_first:
             score_Bk, expert_Bk = torch.topk(torch.softmax(logits_BE, -1), self.per_token)
-        else:
-            logit_Bk, expert_Bk = torch.topk(logits_BE, self.per_token)
-            score_Bk = torch.softmax(logit_Bk, -1)
-        if self.few and len(x_BH) <= DENSE_SLOTS:
-            score_BE = torch.zeros_like(logits_BE).scatter_(1, expert_Bk, score_Bk)
-            return self._ask_all(sum_BH, x_BH, score_BE)
-        return self._ask_chosen(sum_BH, x_BH, score_Bk, expert_Bk)
+            return score_Bk, expert_Bk
+        logit_Bk, expert_Bk = torch.topk(logits_BE, self.per_token)
+        return torch.softmax(logit_Bk, -1), expert_Bk
 
-    def _ask_all(self, sum_BH: Tensor, x_BH: Tensor, score_BE: Tensor) -> Tensor:
-        gate_up, down = self.every
-        gate, up = gate_up(x_BH).chunk(2, dim=-1)
-        gated_BEF = self._activation(gate, up).view(len(x_BH), len(self.number_E), -1)
-        gated = (gated_BEF * score_BE.unsqueeze(-1)).flatten(1)
-        return down(sum_BH, gated if self.down_bias_EH is None else torch.cat((gated, score_BE), 1))
+    def __call__(self, sum_BH: Tensor, x_BH: Tensor) -> Tensor:
+        if self.few and len(x_BH) <= DENSE_SLOTS:
+            return self._ask_all(sum_BH, x_BH)
+        return self._ask_chosen(sum_BH, x_BH, *self._choose(self.route(x_BH)))
+
+    def _ask_all(self, sum_BH: Tensor, x_BH: Tensor) -> Tensor:
+        joined, down = self.every
+        experts = len(self.number_E)
+        joined_BX = joined(x_BH)
+        units = (joined_BX.shape[1] - experts) // 2
+        gate, up, logits_BE = joined_BX.split((units, units, experts), 1)
+        score_Bk, expert_Bk = self._choose(logits_BE)
+        score_BE1 = torch.zeros_like(logits_BE).scatter_(1, expert_Bk, score_Bk).unsqueeze(-1)
+        gated_BEF = self._activation(gate, up).view(len(x_BH), experts, -1).mul_(score_BE1)
+        return down(sum_BH, gated_BEF.flatten(1))
 
     def _ask_chosen(self, sum_BH: Tensor, x_BH: Tensor, score_Bk: Tensor, expert_Bk: Tensor) -> Tensor:
         expert_N, order_N = torch.sort(expert_Bk.flatten(), stable=True)
@@ -173,7 +192,7 @@ class _Experts:
         if self.down_bias_EH is not None:
             down_NH += self.down_bias_EH.index_select(0, expert_N)
         down_NH *= score_Bk.view(-1, 1).index_select(0, order_N)
-        return sum_BH.index_add(0, slot_N, down_NH, alpha=self.alpha**-2)
+        return sum_BH.index_add_(0, slot_N, down_NH, alpha=self.alpha**-2)
 
 
 def _of_every_expert(experts: Any, name: str) -> tuple[Tensor, Tensor | None]:
@@ -213,6 +232,7 @@ class DecodeProgram:
         decoder: Any = model.get_decoder()
         config = model.config
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.group = self.heads // self.kv_heads
         self.size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         # The halves that a rotation pairs, side by side, so that it is one complex product.
         self.order = torch.arange(self.size).view(2, -1).T.reshape(-1)
@@ -230,63 +250,68 @@ class DecodeProgram:
         scale = 1.0 if normed_heads else attention.scaling
         query = self._heads(_merged(attention.q_proj), scale, torch.stack((torch.ones_like(sink_H), sink_H), 1))
         key = self._heads(_merged(attention.k_proj), 1.0, torch.zeros(self.kv_heads, 2))
-        value = _merged(attention.v_proj)
-        value = _Linear(value.weight, torch.zeros(len(value.weight)) if value.bias is None else value.bias)
+        value = self._heads(_merged(attention.v_proj), 1.0, torch.zeros(self.kv_heads, 2), torch.arange(self.size))
         experts = hasattr(mlp, "experts")
         return _Layer(
             before_attention=_floor(module.input_layernorm),
-            qkv=_joined([query, key, value]).after_norm(module.input_layernorm).product(self.slots),
+            qkv=self._by_group([query, key, value]).after_norm(module.input_layernorm).product(self.slots),
             head_norm=self._head_norm(attention) if normed_heads else None,
             out=_merged(attention.o_proj).added(),
             before_mlp=_floor(module.post_attention_layernorm),
             mlp=(_Experts if experts else _dense)(mlp, module.post_attention_layernorm, self.slots),
         )
 
-    def _heads(self, linear: _Linear, scale: float, more_X2: Tensor) -> _Linear:
-        """Queries or keys in the cache's order, each with its two further components as biases."""
-        weight_XDH = linear.weight.view(len(more_X2), self.size, -1)[:, self.order] * scale
+    def _heads(self, linear: _Linear, scale: float, more_X2: Tensor, order: Tensor | None = None) -> _Linear:
+        """Heads in the cache's order, each with its two further components as biases."""
+        order = self.order if order is None else order
+        weight_XDH = linear.weight.view(len(more_X2), self.size, -1)[:, order] * scale
         bias = torch.zeros(len(linear.weight)) if linear.bias is None else linear.bias
-        bias_XD = bias.view(len(more_X2), self.size)[:, self.order] * scale
+        bias_XD = bias.view(len(more_X2), self.size)[:, order] * scale
         weight_XEH = nn.functional.pad(weight_XDH, (0, 0, 0, 2))
         return _Linear(weight_XEH.flatten(0, 1), torch.cat((bias_XD, more_X2), 1).flatten())
 
-    def _head_norm(self, attention: Any) -> Map:
-        norms = [attention.q_norm] * self.heads + [attention.k_norm] * self.kv_heads
+    def _by_group(self, linears: list[_Linear]) -> _Linear:
+        """Each key-value head's queries, key and value, one group behind the other."""
+        weights = [linear.weight.view(self.kv_heads, -1, linear.weight.shape[1]) for linear in linears]
+        biases = [linear.bias.view(self.kv_heads, -1) for linear in linears if linear.bias is not None]
+        return _Linear(torch.cat(weights, 1).flatten(0, 1), torch.cat(biases, 1).flatten())
+
+    def _head_norm(self, attention: Any) -> Callable[[Tensor], Tensor]:
+        norms = [attention.q_norm] * self.group + [attention.k_norm]
         weight_XD = torch.stack([norm.weight[self.order] for norm in norms]) * math.sqrt(self.size)
-        weight_XD[: self.heads] *= attention.scaling
-        floor, size = _floor(attention.q_norm), self.size
-        return lambda qk_BXE: torch.cat((_normed(qk_BXE[..., :size], floor) * weight_XD, qk_BXE[..., size:]), -1)
+        weight_XD[: self.group] *= attention.scaling
+        floor = _floor(attention.q_norm)
+        return lambda qk_NXD: qk_NXD.copy_(_normed(qk_NXD, floor) * weight_XD)
 
     def step(self, token_B: Tensor, cache: SlotCache) -> Tensor:
         """Float32 logits [B, V] after `token_B`; the cache grows by one position."""
         x_BH = self.embedding.index_select(0, token_B)
-        turn_B1C = self._rotations(cache)
+        turn_B11C = self._rotations(cache)
         for number, layer in enumerate(self.layers):
-            out_BX = self._attend(number, layer, _normed(x_BH, layer.before_attention), turn_B1C, cache)
+            out_BX = self._attend(number, layer, _normed(x_BH, layer.before_attention), turn_B11C, cache)
             x_BH = layer.out(x_BH, out_BX)
             x_BH = layer.mlp(x_BH, _normed(x_BH, layer.before_mlp))
         cache.advance()
         return self.head(_normed(x_BH, self.last_floor))
 
     def _rotations(self, cache: SlotCache) -> Tensor:
-        """Complex factors [B, 1, E/2] of each slot's next position; 1 for the two further components."""
+        """Complex factors [B, 1, 1, E/2] of each slot's next position; 1 for the two further components."""
         if cache.furthest >= len(self.rotations):
             positions = torch.arange(2 * cache.furthest + 64)
             cos, sin = (part[0, :, : self.size // 2] for part in self.rotary(self.embedding[:1], positions[None]))
-            self.rotations = nn.functional.pad(torch.complex(cos, sin), (0, 1), value=1.0).unsqueeze(1)
+            self.rotations = nn.functional.pad(torch.complex(cos, sin), (0, 1), value=1.0)[:, None, None]
         return self.rotations.index_select(0, cache.lengths_B)
 
-    def _attend(self, number: int, layer: _Layer, x_BH: Tensor, turn_B1C: Tensor, cache: SlotCache) -> Tensor:
-        slots, heads, both, size = len(x_BH), self.heads, self.heads + self.kv_heads, self.size + 2
+    def _attend(self, number: int, layer: _Layer, x_BH: Tensor, turn_B11C: Tensor, cache: SlotCache) -> Tensor:
+        slots, group, size = len(x_BH), self.group, self.size
         qkv = layer.qkv(x_BH)
-        qk_BXE = qkv[:, : both * size].view(slots, both, size)
+        heads_NXE = qkv.view(slots * self.kv_heads, group + 2, size + 2)
         if layer.head_norm is not None:
-            qk_BXE = layer.head_norm(qk_BXE)
-        qk_BXE = torch.view_as_real(torch.view_as_complex(qk_BXE.unflatten(2, (-1, 2))) * turn_B1C).flatten(2)
-        value_BKD = qkv[:, both * size :].view(slots, self.kv_heads, -1)
-        keys_NES, values_NSD = cache.store(number, qk_BXE[:, heads:], value_BKD)
-        query_NGE = qk_BXE[:, :heads].reshape(len(keys_NES), -1, size)
-        weights_NGS = torch.softmax(torch.bmm(query_NGE, keys_NES), -1)
+            layer.head_norm(heads_NXE[:, :-1, :size])
+        pairs_BKXC = torch.view_as_complex(qkv.view(slots, self.kv_heads, group + 2, -1, 2))
+        pairs_BKXC[:, :, :-1].mul_(turn_B11C)
+        keys_NES, values_NSD = cache.store(number, heads_NXE[:, group], heads_NXE[:, group + 1, :size])
+        weights_NGS = torch.softmax(torch.bmm(heads_NXE[:, :group], keys_NES), -1)
         return torch.bmm(weights_NGS, values_NSD).view(slots, -1)
 
 

@@ -2,8 +2,8 @@
 
 With few tokens a step costs what its operations cost to start, not what they compute. So the modules' own forward is
 left out: projections of the same input are one product, adapters are merged, and what is constant is worked into the
-weights (norms' weights, the scale of queries, the parts of the gate). Used on the processor in float32; elsewhere the
-modules run.
+weights (norms' weights, the scale of queries, the parts of the gate) where these are copied anyway. Used on the
+processor in float32; elsewhere the modules run.
 
 Axes: B slot, K key-value head, X its queries, key and value, N slots' key-value heads, or in `_Experts` routed rows
 (B × experts per token, sorted by expert), k experts per token, H hidden, E expert, F its units, G gates and ups; key
@@ -26,7 +26,7 @@ from posttrain.engine.slots import HIDDEN, SlotCache
 ARCHITECTURES = ("gpt_oss", "llama", "mixtral", "qwen2", "qwen3", "qwen3_moe")
 """Two norms a layer, rotary embedding over the whole head, gated MLP or experts: what `DecodeProgram` spells out."""
 PACKED_ELEMENTS = 1 << 20
-"""Weights from this size on go to oneDNN, whose start costs more than the whole product of a smaller one."""
+"""Weights from this size on go to oneDNN, whose start costs more than it saves on smaller ones."""
 PACKED_ROWS = 5
 """Fewer rows go to the plain product, which is faster with them."""
 DENSE_ELEMENTS = 1 << 20
@@ -49,7 +49,7 @@ class _Linear:
         """The same of states that are only divided by their length: the norm's weight and √H are worked in."""
         return _Linear(self.weight * (norm.weight * math.sqrt(len(norm.weight))), self.bias)
 
-    def product(self, rows: float) -> Map:
+    def product(self, rows: int) -> Map:
         """The product, laid out for about so many rows."""
         bias = self.bias
         if self.weight.numel() >= PACKED_ELEMENTS and rows >= PACKED_ROWS:
@@ -104,6 +104,7 @@ class _Experts:
         self.slots = slots
         router, experts = getattr(mlp, "router", None) or mlp.gate, mlp.experts
         self.router = _merged(router).after_norm(norm)
+        self.route = self.router.product(slots)
         self.per_token = router.top_k
         self.softmax_first = not getattr(router, "norm_topk_prob", True)
         self.alternating = not experts.is_concatenated
@@ -112,8 +113,9 @@ class _Experts:
         self.norm_H = norm.weight * (math.sqrt(len(norm.weight)) * self.alpha)
         self.up_EHG, up_bias_EG = _of_every_expert(experts, "gate_up_proj")
         self.down_EFH, down_bias_EH = _of_every_expert(experts, "down_proj")
-        self.up_bias_EG = self.down_bias_EH = None
-        if up_bias_EG is not None:
+        self.up_bias_EG: Tensor | None = None
+        self.down_bias_EH: Tensor | None = None
+        if up_bias_EG is not None and down_bias_EH is not None:
             self.up_bias_EG, self.down_bias_EH = up_bias_EG * self.alpha, down_bias_EH * self.alpha**2
             if self.limit is not None:
                 self._halves(self.up_bias_EG)[1].add_(self.alpha)
@@ -139,22 +141,18 @@ class _Experts:
 
         Where these have biases, each expert has one more unit, which always gives the same and is their weight.
         """
-        ups, down_EFH, biases = self._halves(self.up_EHG), self.down_EFH, None
-        ups = tuple(half_EHF * self.norm_H[:, None] for half_EHF in ups)
+        halves = [half_EHF * self.norm_H[:, None] for half_EHF in self._halves(self.up_EHG)]
+        down_EFH, bias = self.down_EFH, None
         if self.up_bias_EG is not None and self.down_bias_EH is not None:
-            one = torch.ones(1)
-            ups = tuple(nn.functional.pad(half_EHF, (0, 1)) for half_EHF in ups)
-            biases = [nn.functional.pad(half_EF, (0, 1), value=1.0).flatten() for half_EF in self._halves(self.up_bias_EG)]
-            biases.append(self.router.bias)
-            down_EFH = torch.cat((down_EFH, self.down_bias_EH[:, None] / self._activation(one, one)), 1)
-        weights = [half_EHF.transpose(0, 1).flatten(1) for half_EHF in ups]
-        joined = _Linear(torch.cat((*weights, self.router.weight.T), 1).T, None if biases is None else torch.cat(biases))
+            assert self.router.bias is not None
+            halves = [nn.functional.pad(half_EHF, (0, 1)) for half_EHF in halves]
+            biases = [nn.functional.pad(half_EF, (0, 1), value=1.0) for half_EF in self._halves(self.up_bias_EG)]
+            bias = torch.cat((*(half_EF.flatten() for half_EF in biases), self.router.bias))
+            always = self._activation(torch.ones(1), torch.ones(1))
+            down_EFH = torch.cat((down_EFH, self.down_bias_EH[:, None] / always), 1)
+        up_HX = torch.cat((*(half_EHF.transpose(0, 1).flatten(1) for half_EHF in halves), self.router.weight.T), 1)
         down = _Linear(down_EFH.flatten(0, 1).T / self.alpha**2, None)
-        return joined.product(self.slots), down.added()
-
-    @cached_property
-    def route(self) -> Map:
-        return self.router.product(self.slots)
+        return _Linear(up_HX.T, bias).product(self.slots), down.added()
 
     def _choose(self, logits_BE: Tensor) -> tuple[Tensor, Tensor]:
         """Scores and numbers [B, k] of each slot's experts."""
@@ -225,7 +223,7 @@ class _Layer:
 
 
 class DecodeProgram:
-    """One step for every slot of a cache; the weights are those of the moment it was made."""
+    """One step for every slot of a cache; to be made anew when the model's weights have changed."""
 
     def __init__(self, model: PreTrainedModel, slots: int) -> None:
         self.slots = slots

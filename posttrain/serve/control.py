@@ -41,12 +41,16 @@ class RunState(BaseModel):
 
 def run_of(settings: Settings, name: str) -> RunFolder:
     """The run; Problem 404 where there is none."""
-    if not NAME.fullmatch(name):
-        raise Problem(422, f"run name {name!r} is not allowed: lower-case letters, digits, '.', '_', '-', at most 64")
+    _require_name(name)
     if not (settings.runs_dir / name / "recipe.json").is_file():
         near = did_you_mean(name, run_names(settings.runs_dir))
         raise Problem(404, f"there is no run {name!r}{near}")
     return run_named(name, settings.runs_dir)
+
+
+def _require_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise Problem(422, f"run name {name!r} is not allowed: lower-case letters, digits, '.', '_', '-', at most 64")
 
 
 def newest_names(settings: Settings) -> list[str]:
@@ -102,6 +106,8 @@ def start(
     """What `posttrain start RECIPE` does with these flags; files of recipes are not taken from a request."""
     if recipe not in shipped_names():
         raise Problem(404, f"there is no recipe {recipe!r}{did_you_mean(recipe, shipped_names())}")
+    if name is not None:
+        _require_name(name)
     found = find(recipe)
     checked = _checked(settings, found, flags)
     run = RunFolder.named(settings.runs_dir, name if name is not None else found.default_run_name(checked))

@@ -18,7 +18,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.grpo_cpu", description=__doc__)
     parser.add_argument("--steps", type=int, default=5)
     options = parser.parse_args()
-    requests = [{"prompt": random_rows([PROMPT], seed)[0], "seed": seed} for seed in range(options.steps + 1)]
+    requests = [
+        {"prompt": random_rows([PROMPT], seed)[0], "seed": seed} for seed in range(training.WARM_UP + options.steps)
+    ]
     given = {
         "completions": random_rows([NEW] * GROUP, 100),
         "advantages": np.linspace(-1, 2, GROUP).tolist(),

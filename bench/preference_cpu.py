@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     options = parser.parse_args()
     requests = []
-    for seed in range(options.steps + 1):
+    for seed in range(training.WARM_UP + options.steps):
         rng = np.random.default_rng(seed)
         lengths = [
             (int(rng.integers(130, 171)), int(rng.integers(70, 111)), int(rng.integers(70, 111)))

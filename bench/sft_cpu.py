@@ -18,7 +18,7 @@ def main() -> None:
     options = parser.parse_args()
     size = (512, 8) if options.large else (256, 4)
     requests = []
-    for seed in range(options.steps + 1):
+    for seed in range(training.WARM_UP + options.steps):
         count = 2 if seed == 0 else options.rows_per_step
         lengths = ragged_lengths(count, seed) if options.rows == "ragged" else [512] * count
         requests.append({"rows": random_rows(lengths, seed)})

@@ -20,6 +20,8 @@ RESULTS = Path(__file__).parent / "results"
 THREADS = "2"
 CHOOSING = 2
 """Steps by which the peer's best cell is chosen: one alone may be lucky in its padding."""
+WARM_UP = 8
+"""Steps before the timed ones, whose rates are reported apart: oneDNN compiles a kernel for every shape it meets."""
 Request = dict[str, Any]
 
 
@@ -99,7 +101,7 @@ def run(
 ) -> None:
     """Check, some timed steps of every cell, then ours and the best cell in turn; prints and stores it all.
 
-    `requests[0]` warms up and is not timed; `units` counts what each request holds.
+    `units` counts what each request holds. The first `WARM_UP` requests warm up the sides that go in turn.
     """
     hidden_size, num_layers = size
     with tempfile.TemporaryDirectory() as place:
@@ -129,13 +131,12 @@ def run(
             Side(folder=place, objective=objective, side="ours", precision="float32") as single,
         ):
             sides = ((best, peer), (ours["bfloat16"], half), (ours["float32"], single))
-            for row, side in sides:
-                row["rates"] = []
-                side.step(requests[0])
-            for request, count in zip(requests[1:], units[1:], strict=True):
+            for row, _ in sides:
+                row["rates"], row["cold_rates"] = [], []
+            for number, (request, count) in enumerate(zip(requests, units, strict=True)):
                 for row, side in sides:
                     answer = side.step(request)
-                    row["rates"].append(count / answer["seconds"])
+                    row["cold_rates" if number < WARM_UP else "rates"].append(count / answer["seconds"])
                     row["peak_bytes"] = answer["peak_bytes"]
     report(name, unit, [*ours.values(), *rows], best, agreement, hidden_size, num_layers)
 
@@ -149,7 +150,10 @@ def report(
     hidden_size: int,
     num_layers: int,
 ) -> None:
-    print(f"\n{name}, {THREADS} threads; median (least to most) over {len(best['rates'])} alternating steps")
+    print(
+        f"\n{name}, {THREADS} threads; median (least to most) over {len(best['rates'])} alternating steps, "
+        f"after {WARM_UP} (cold)"
+    )
     for row in rows:
         paired = len(row["rates"]) == len(best["rates"])
         ratios = [a / b for a, b in zip(row["rates"], best["rates"], strict=True)] if paired else []
@@ -160,7 +164,8 @@ def report(
         spread = f"({min(row['rates']):.1f} to {max(row['rates']):.1f})" if paired else f"(over {CHOOSING} steps)"
         ratio = f"{row['ratio']:5.2f}x ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
         peak = f"{row['peak_bytes'] / 2**20:6.0f} MiB = {row['memory_share']:4.0%}"
-        print(f"{row['name']:40} {row['median']:8.1f} {unit}/s {spread:22} {peak} {ratio}")
+        cold = f"  cold {statistics.median(row['cold_rates']):.1f}" if paired else ""
+        print(f"{row['name']:40} {row['median']:8.1f} {unit}/s {spread:22} {peak} {ratio}{cold}")
     print("* TRL's packed GPT-OSS row lets documents see each other: it computes something else")
     load = os.getloadavg()[0]
     print(f"load average after: {load:.2f} on {os.cpu_count()} processors")

@@ -1,11 +1,11 @@
 """Attention over packed rows: documents, shared prefixes, sliding windows and sinks, without a T×T matrix.
 
-A plan cuts the row into blocks of queries, each with the key ranges it may see; one flash call per block. Sinks are
-folded in afterwards through the log-sum-exp, which is exact in both directions (see `_PackedAttention`). On CUDA in
-half precision one kernel takes all segments at once (`posttrain.engine.varlen`).
+A plan cuts the row into blocks of queries, each with the key ranges it may see: one flash call per block forward,
+products written out backward. Sinks are folded in afterwards through the log-sum-exp, which is exact in both directions
+(see `_PackedAttention`). On CUDA in half precision one kernel takes all segments at once (`posttrain.engine.varlen`).
 
 Axes: T row position, Q query of a block, S key position, H query head, K key-value head, G query heads per key-value
-head, D head size, B slot of a decode batch.
+head, M pair of a query and its head (as many as Q times G), D head size, E that and one more, B slot of a decode batch.
 """
 
 import math
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 NAME = "posttrain_packed"
 """Registered with transformers. The name must not contain `sdpa` or `flash`: transformers tests for these."""
 
-PLAIN_CHUNK = 256
-"""Queries per block where the products are written out, so that logits stay narrow."""
+PLAIN_LOGITS = {"cpu": 2**19, "cuda": 2**26}
+"""Logits of one block where the products are written out, about: on a CPU so many as its caches hold."""
+FEWEST_QUERIES, MOST_QUERIES = 16, 256
 
 LOG2_E = math.log2(math.e)
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,36 @@ class Segment:
     stop: int
     prefix: tuple[int, int] | None = None
 
+    @property
+    def num_keys(self) -> int:
+        start, stop = self.prefix or (0, 0)
+        return stop - start + self.stop - self.start
+
 
 @dataclass(frozen=True)
 class Block:
     queries: tuple[int, int]
     keys: tuple[tuple[int, int], ...]
     """Ranges of the row, in position order: at most the prefix and the segment's own."""
-    visible_QS: torch.Tensor | None
-    """Which keys each query sees; None where the block is square and plainly causal."""
+    first: int
+    """Position of the first query, counted from the first key."""
+    window: int | None
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the block is square and plainly causal."""
+        length = self.queries[1] - self.queries[0]
+        return self.keys == (self.queries,) and (self.window is None or length <= self.window)
+
+    def bias(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """What hides keys from queries when it is added to their logits, [Q, S]."""
+        queries = self.queries[1] - self.queries[0]
+        key_S = torch.arange(self.first + queries, device=device)
+        query_Q1 = key_S[self.first :, None]
+        hidden_QS = key_S > query_Q1
+        if self.window:
+            hidden_QS |= key_S <= query_Q1 - self.window
+        return torch.zeros(hidden_QS.shape, dtype=dtype, device=device).masked_fill_(hidden_QS, float("-inf"))
 
 
 @dataclass(frozen=True)
@@ -89,28 +111,13 @@ def _cut(segment: Segment, window: int | None, most_queries: int | None) -> list
             keys.append((prefix_start + oldest, prefix_stop))
         keys.append((segment.start + max(0, oldest - prefix_length), segment.start + end))
         queries = (segment.start + begin, segment.start + end)
-        if keys == [queries] and (window is None or end - begin <= window):
-            blocks.append(Block(queries, (queries,), None))
-        else:
-            query_Q1 = torch.arange(first_position, prefix_length + end)[:, None]
-            key_S = torch.arange(oldest, prefix_length + end)
-            visible_QS = key_S <= query_Q1
-            if window:
-                visible_QS &= key_S > query_Q1 - window
-            blocks.append(Block(queries, tuple(keys), visible_QS))
+        blocks.append(Block(queries, tuple(keys), first_position - oldest, window))
     return blocks
 
 
-def _gather(x_1KTD: torch.Tensor, ranges: tuple[tuple[int, int], ...]) -> torch.Tensor:
-    parts = [x_1KTD[:, :, start:stop] for start, stop in ranges]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-
-
-def _bias(block: Block, dtype: torch.dtype) -> torch.Tensor | None:
-    if block.visible_QS is None:
-        return None
-    bias_QS = torch.zeros(block.visible_QS.shape, dtype=dtype)
-    return bias_QS.masked_fill_(~block.visible_QS, float("-inf"))
+def _gather(x_KTD: torch.Tensor, ranges: tuple[tuple[int, int], ...]) -> torch.Tensor:
+    parts = [x_KTD[:, start:stop] for start, stop in ranges]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 @dataclass(frozen=True)
@@ -126,69 +133,63 @@ def _attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One block's output [1, H, Q, D] and float32 log-sum-exp [1, H, Q]."""
     if rule.softcap is None and q_1HQD.device.type == "cpu":
-        bias = _bias(block, q_1HQD.dtype)
+        bias = None if block.is_causal else block.bias(q_1HQD.dtype, q_1HQD.device)
         return _flash(q_1HQD, k_1KSD, v_1KSD, 0.0, bias is None, attn_mask=bias, scale=rule.scale)
-    logits_KGQS, _ = _plain_logits(q_1HQD, k_1KSD, block, rule)
+    q_KGQD = q_1HQD[0].unflatten(0, (k_1KSD.shape[1], -1))
+    exact = torch.promote_types(q_1HQD.dtype, torch.float32)
+    logits_KGQS = (q_KGQD @ k_1KSD[0, :, None].transpose(2, 3)).to(exact) * rule.scale
+    if rule.softcap is not None:
+        logits_KGQS = torch.tanh(logits_KGQS / rule.softcap) * rule.softcap
+    logits_KGQS += block.bias(exact, q_1HQD.device)
     lse_KGQ = torch.logsumexp(logits_KGQS, dim=-1)
-    weights_KGQS = _exp(logits_KGQS - lse_KGQ[..., None]).to(v_1KSD.dtype)
+    # MKL's exponential, which `exp` takes on a processor, is thirty times slower where it meets -inf.
+    weights_KGQS = logits_KGQS.sub_(lse_KGQ[..., None]).mul_(LOG2_E).exp2_().to(v_1KSD.dtype)
     return (weights_KGQS @ v_1KSD[0, :, None]).reshape(q_1HQD.shape), lse_KGQ.reshape(q_1HQD.shape[:3])
 
 
-def _attend_backward(
-    grad_1HQD: torch.Tensor,
-    q_1HQD: torch.Tensor,
-    k_1KSD: torch.Tensor,
-    v_1KSD: torch.Tensor,
-    out_1HQD: torch.Tensor,
-    lse_1HQ: torch.Tensor,
-    block: Block,
-    rule: _Logits,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of one block's queries, keys and values."""
-    if rule.softcap is None and q_1HQD.device.type == "cpu":
-        # In float32 whatever the type: this op is two to four times slower in bfloat16.
-        tensors = [tensor.float() for tensor in (grad_1HQD, q_1HQD, k_1KSD, v_1KSD, out_1HQD)]
-        bias = _bias(block, torch.float32)
-        return _flash_backward(*tensors, lse_1HQ, 0.0, bias is None, attn_mask=bias, scale=rule.scale)
-    logits_KGQS, slope_KGQS = _plain_logits(q_1HQD, k_1KSD, block, rule)
-    grouped = (*logits_KGQS.shape[:3], -1)
-    grad_KGQD, q_KGQD = grad_1HQD.reshape(grouped), q_1HQD.reshape(grouped)
-    weights_KGQS = _exp(logits_KGQS - lse_1HQ.reshape(grouped))
-    # d logits = P · (dO Vᵀ − rowsum(dO · O)), then through the cap.
-    overlap_KGQ1 = (grad_KGQD.float() * out_1HQD.reshape(grouped).float()).sum(-1, keepdim=True)
-    grad_weights = (grad_KGQD @ v_1KSD[0, :, None].transpose(2, 3)).float()
-    grad_logits = weights_KGQS * (grad_weights - overlap_KGQ1) * rule.scale
-    if slope_KGQS is not None:
-        grad_logits *= slope_KGQS
-    grad_logits = grad_logits.to(q_1HQD.dtype)
-    dq = (grad_logits @ k_1KSD[0, :, None]).reshape(q_1HQD.shape)
-    dk = (grad_logits.transpose(2, 3) @ q_KGQD).sum(1)[None]
-    dv = (weights_KGQS.to(q_1HQD.dtype).transpose(2, 3) @ grad_KGQD).sum(1)[None]
-    return dq, dk, dv
+@dataclass(frozen=True)
+class _Backward:
+    """A row's attention differentiated block by block, in float32 whatever the type: on a processor written out products
+    are faster than the flash op's backward pass, which is slower still in bfloat16.
 
+    What a query's logits are diminished by before they become probabilities, and d probabilities before they become
+    d logits, is one more component that meets a key's or a value's 1.
+    """
 
-def _exp(logits: torch.Tensor) -> torch.Tensor:
-    """In place. MKL's exponential, which `exp` takes on a processor, is thirty times slower where it meets -inf."""
-    return logits.mul_(LOG2_E).exp2_()
+    q_KTGE: torch.Tensor
+    """Scaled and to base 2; last comes minus the log-sum-exp."""
+    k_KTE: torch.Tensor
+    v_KTE: torch.Tensor
+    grad_KTGE: torch.Tensor
+    """Of the output; last comes minus its overlap with the output."""
+    softcap: float | None
 
-
-def _plain_logits(
-    q_1HQD: torch.Tensor, k_1KSD: torch.Tensor, block: Block, rule: _Logits
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Float32 logits [K, G, Q, S], −inf where a key is not visible, and the cap's slope."""
-    _, kv_heads, keys, size = k_1KSD.shape
-    _, heads, queries, _ = q_1HQD.shape
-    q_KGQD = q_1HQD.reshape(kv_heads, heads // kv_heads, queries, size)
-    exact = torch.promote_types(q_1HQD.dtype, torch.float32)
-    logits = (q_KGQD @ k_1KSD[0, :, None].transpose(2, 3)).to(exact) * rule.scale
-    slope = None
-    if rule.softcap is not None:
-        bent = torch.tanh(logits / rule.softcap)
-        logits, slope = bent * rule.softcap, 1 - bent * bent
-    visible_QS = block.visible_QS
-    if visible_QS is None:
-        visible_QS = torch.ones(queries, keys, dtype=torch.bool).tril()
-    return logits.masked_fill(~visible_QS.to(logits.device), float("-inf")), slope
+    def add(self, block: Block, dq_KTGD: torch.Tensor, dk_KTD: torch.Tensor, dv_KTD: torch.Tensor) -> None:
+        """Set the gradients of the block's queries and add those of keys and values; without the scale."""
+        span = slice(*block.queries)
+        q_KME, grad_KME = self.q_KTGE[:, span].flatten(1, 2), self.grad_KTGE[:, span].flatten(1, 2)
+        k_KSE, v_KSE = _gather(self.k_KTE, block.keys), _gather(self.v_KTE, block.keys)
+        slope_KMS = None
+        if self.softcap is None:
+            logits_KMS = q_KME @ k_KSE.transpose(1, 2)
+        else:
+            bent_KMS = torch.tanh((q_KME[..., :-1] @ k_KSE[..., :-1].transpose(1, 2)) / (self.softcap * LOG2_E))
+            logits_KMS = bent_KMS * (self.softcap * LOG2_E) + q_KME[..., -1:]
+            slope_KMS = 1 - bent_KMS * bent_KMS
+        bias_Q1S = block.bias(logits_KMS.dtype, logits_KMS.device)[:, None]
+        logits_KMS.view(len(q_KME), len(bias_Q1S), -1, bias_Q1S.shape[-1]).add_(bias_Q1S)
+        weights_KMS = logits_KMS.exp2_()
+        dv_KSD = weights_KMS.transpose(1, 2) @ grad_KME[..., :-1]
+        grad_logits_KMS = (grad_KME @ v_KSE.transpose(1, 2)).mul_(weights_KMS)
+        if slope_KMS is not None:
+            grad_logits_KMS *= slope_KMS
+        torch.bmm(grad_logits_KMS, k_KSE[..., :-1], out=dq_KTGD[:, span].flatten(1, 2))
+        dk_KSD = grad_logits_KMS.transpose(1, 2) @ q_KME[..., :-1]
+        offset = 0
+        for begin, end in block.keys:
+            dk_KTD[:, begin:end] += dk_KSD[:, offset : offset + end - begin]
+            dv_KTD[:, begin:end] += dv_KSD[:, offset : offset + end - begin]
+            offset += end - begin
 
 
 class _PackedAttention(torch.autograd.Function):
@@ -201,14 +202,14 @@ class _PackedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q_1HTD, k_1KTD, v_1KTD, sinks_H, blocks, rule):  # type: ignore[no-untyped-def, override]
+    def forward(ctx, q_1HTD, k_1KTD, v_1KTD, sinks_H, blocks, backward_blocks, rule):  # type: ignore[no-untyped-def, override]
         _, heads, length, size = q_1HTD.shape
         out_1HTD = q_1HTD.new_empty(1, length, heads, size).transpose(1, 2)
         exact = torch.promote_types(q_1HTD.dtype, torch.float32)
         lse_HT = torch.empty(heads, length, dtype=exact, device=q_1HTD.device)
         for block in blocks:
             start, stop = block.queries
-            keys, values = _gather(k_1KTD, block.keys), _gather(v_1KTD, block.keys)
+            keys, values = (_gather(x_1KTD[0], block.keys)[None] for x_1KTD in (k_1KTD, v_1KTD))
             out, lse = _attend(q_1HTD[:, :, start:stop], keys, values, block, rule)
             out_1HTD[:, :, start:stop] = out
             lse_HT[:, start:stop] = lse[0]
@@ -217,36 +218,40 @@ class _PackedAttention(torch.autograd.Function):
             out_1HTD.mul_(torch.exp(lse_HT - with_sink_HT)[None, :, :, None].to(out_1HTD.dtype))
             lse_HT = with_sink_HT
         ctx.save_for_backward(q_1HTD, k_1KTD, v_1KTD, sinks_H, out_1HTD, lse_HT)
-        ctx.blocks, ctx.rule = blocks, rule
+        ctx.blocks, ctx.rule = backward_blocks, rule
         return out_1HTD
 
     @staticmethod
     def backward(ctx, grad_1HTD):  # type: ignore[no-untyped-def, override]
         q_1HTD, k_1KTD, v_1KTD, sinks_H, out_1HTD, lse_HT = ctx.saved_tensors
-        grad_q, grad_k, grad_v = torch.empty_like(q_1HTD), torch.zeros_like(k_1KTD), torch.zeros_like(v_1KTD)
+        rule, kv_heads = ctx.rule, k_1KTD.shape[1]
+
+        def by_key(x_HTX: torch.Tensor) -> torch.Tensor:
+            return x_HTX.unflatten(0, (kv_heads, -1)).transpose(1, 2).to(lse_HT.dtype)
+
+        def met_by_one(x_KTX: torch.Tensor) -> torch.Tensor:
+            x_KTX = x_KTX.to(lse_HT.dtype)
+            return torch.cat((x_KTX, torch.ones_like(x_KTX[..., :1])), -1)
+
+        grad_KTGD, overlap_HT = by_key(grad_1HTD[0]), (grad_1HTD[0].to(lse_HT.dtype) * out_1HTD[0]).sum(-1)
+        backward = _Backward(
+            torch.cat((by_key(q_1HTD[0]) * (rule.scale * LOG2_E), by_key(lse_HT[..., None] * -LOG2_E)), -1),
+            met_by_one(k_1KTD[0]),
+            met_by_one(v_1KTD[0]),
+            torch.cat((grad_KTGD, by_key(-overlap_HT[..., None])), -1),
+            rule.softcap,
+        )
+        dq_KTGD = torch.empty_like(grad_KTGD, memory_format=torch.contiguous_format)
+        dk_KTD, dv_KTD = (torch.zeros(k_1KTD.shape[1:], dtype=lse_HT.dtype, device=lse_HT.device) for _ in range(2))
         for block in ctx.blocks:
-            start, stop = block.queries
-            dq, dk, dv = _attend_backward(
-                grad_1HTD[:, :, start:stop],
-                q_1HTD[:, :, start:stop],
-                _gather(k_1KTD, block.keys),
-                _gather(v_1KTD, block.keys),
-                out_1HTD[:, :, start:stop],
-                lse_HT[None, :, start:stop],
-                block,
-                ctx.rule,
-            )
-            grad_q[:, :, start:stop] = dq
-            offset = 0
-            for begin, end in block.keys:
-                grad_k[:, :, begin:end] += dk[:, :, offset : offset + end - begin]
-                grad_v[:, :, begin:end] += dv[:, :, offset : offset + end - begin]
-                offset += end - begin
+            backward.add(block, dq_KTGD, dk_KTD, dv_KTD)
+        grad_q = (dq_KTGD * rule.scale).transpose(1, 2).flatten(0, 1).to(q_1HTD.dtype)
         grad_sinks = None
         if sinks_H is not None and ctx.needs_input_grad[3]:
-            share_HT = torch.exp(sinks_H.float()[:, None] - lse_HT)
-            grad_sinks = -(share_HT * (grad_1HTD.float() * out_1HTD.float()).sum(-1)[0]).sum(-1).to(sinks_H.dtype)
-        return grad_q, grad_k, grad_v, grad_sinks, None, None
+            grad_sinks = -(torch.exp(sinks_H.to(lse_HT.dtype)[:, None] - lse_HT) * overlap_HT).sum(-1).to(sinks_H.dtype)
+        # The queries carried base 2's factor beside the scale.
+        grads = grad_q[None], (dk_KTD / LOG2_E)[None].to(k_1KTD.dtype), dv_KTD[None].to(v_1KTD.dtype)
+        return *grads, grad_sinks, None, None, None
 
 
 def packed_attention(module, query, key, value, attention_mask, *, scaling, **kwargs):  # type: ignore[no-untyped-def]
@@ -273,13 +278,20 @@ def packed_attention(module, query, key, value, attention_mask, *, scaling, **kw
     if half and plan is not None:
         out = VarlenAttention.apply(query, key, value, sinks, plan.lanes(query.device), window, scaling, FLASH)
         return out.transpose(1, 2), None
-    most_queries = None if rule.softcap is None and query.device.type == "cpu" else PLAIN_CHUNK
+    kind = query.device.type
+    written_out = rule.softcap is not None or kind != "cpu"
     if plan is not None:
-        blocks = plan.blocks(window, most_queries)
+        most_keys = max(segment.num_keys for segment in plan.segments)
+        fitting = PLAIN_LOGITS[kind] // (query.shape[1] * most_keys)
+        most_queries = min(MOST_QUERIES, max(FEWEST_QUERIES, fitting))
+        backward_blocks = plan.blocks(window, most_queries)
+        blocks = backward_blocks if written_out else plan.blocks(window)
     else:
         assert prefill is not None
+        backward_blocks = ()
+        most_queries = MOST_QUERIES if written_out else None
         key, value, blocks = prefill.behind_cached(module.layer_idx, key, value, window, most_queries)
-    out = _PackedAttention.apply(query, key, value, sinks, blocks, rule)
+    out = _PackedAttention.apply(query, key, value, sinks, blocks, backward_blocks, rule)
     return out.transpose(1, 2), None
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from posttrain.engine.head import capped, target_logprobs
-from posttrain.engine.packing import Item, MicroBatch, pack, plan_micro_batches
+from posttrain.engine.packing import Item, MicroBatch, filled_up, pack, plan_micro_batches
 from posttrain.recipe.types import Precision
 
 
@@ -55,6 +55,8 @@ def batch_logprobs(
 ) -> torch.Tensor:
     """Float32 log-probabilities [N] at the batch's targets, on the CPU: objectives are small and need no device."""
     device = device_of(model)
+    if device.type == "cpu" and precision != "float32":
+        batch = filled_up(batch)
     with precision_context(precision, device):
         hidden_TH = hidden_states(model, batch)
         source_N, target_N = (numbers_N.to(device) for numbers_N in (batch.source_N, batch.target_N))

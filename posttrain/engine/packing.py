@@ -5,12 +5,15 @@ stands in the row once.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from posttrain.engine.attention import AttentionPlan, Segment
+
+LARGEST_MULTIPLE = 64
+"""Rows are filled up to at most this multiple, where they are."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,23 @@ def pack(items: Sequence[Item], first_sequence: int) -> MicroBatch:
         target_N=_row(targets),
         sequence_N=_row(owners),
         sequences=range(first_sequence, sequence),
+    )
+
+
+def filled_up(batch: MicroBatch) -> MicroBatch:
+    """The row with at most a sixteenth of it once more at its end, as a document of its own that nobody looks at.
+
+    Its length is then one of few: oneDNN compiles a kernel for every length that it meets.
+    """
+    length = batch.input_ids_1T.shape[1]
+    missing = -length % min(LARGEST_MULTIPLE, 1 << max(0, (length // 16).bit_length() - 1))
+    if not missing:
+        return batch
+    return replace(
+        batch,
+        input_ids_1T=torch.cat((batch.input_ids_1T, batch.input_ids_1T[:, :missing]), 1),
+        position_ids_1T=torch.cat((batch.position_ids_1T, torch.arange(missing)[None]), 1),
+        plan=AttentionPlan((*batch.plan.segments, Segment(length, length + missing))),
     )
 
 

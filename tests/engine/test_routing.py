@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from posttrain.engine.batched import plan_blocks, route, row_multiple
+from posttrain.engine.batched import plan_groups, route, row_multiple
 from posttrain.engine.forward import batch_logprobs
 from posttrain.engine.model import load_model
-from posttrain.engine.packing import pack
+from posttrain.engine.packing import filled_up, pack
 from posttrain.engine.routing import RoutingWatch
 from tests.engine.test_exactness import as_item, documents
 from tests.engine.toys import save_toy
@@ -44,11 +44,10 @@ def test_rows_are_sorted_and_filled_up_with_rows_of_no_weight():
     weights = torch.rand(48, 2, generator=torch.Generator().manual_seed(0)) + 0.1
     routing = route(indices, weights, num_experts=4)
     rows = {}
-    for block in routing.blocks:
-        for pair in block.pairs:
-            assert (pair.rows.stop - pair.rows.start) % (row_multiple(96, 4) * pair.size) == 0
-            members = pair.of(torch.arange(len(routing.token_P))[block.rows, None])
-            rows |= dict(zip(range(4)[pair.experts], members.flatten(1).tolist(), strict=True))
+    for group in routing.groups:
+        members = group.of(torch.arange(len(routing.token_P))[group.rows, None])[..., 0]
+        assert members.shape[1] % row_multiple(96, 4) == 0
+        rows |= dict(zip(routing.expert_E[group.experts].tolist(), members.tolist(), strict=True))
     assert rows.keys() == {0, 2, 3}, "expert 1 has no rows"
     assert sorted(row for own in rows.values() for row in own) == list(range(len(routing.token_P)))
     for token in range(48):
@@ -63,13 +62,29 @@ def test_rows_are_sorted_and_filled_up_with_rows_of_no_weight():
     assert routing.weight_P[~used].eq(0).all()
 
 
-def test_busy_experts_stand_with_busy_ones():
-    blocks, start_E = plan_blocks([600, 3, 0, 590, 5, 300, 0], multiple=64)
-    assert [[range(7)[pair.experts] for pair in block.pairs] for block in blocks] == [
-        [range(0, 6, 3)],
-        [range(4, 6), range(1, 2)],
+def test_experts_with_like_loads_share_a_group():
+    groups, start_E = plan_groups([600, 590, 300, 290, 280, 260, 5, 3, 0], multiple=64)
+    # 640 and 640 rows; 320 (four are too far apart, with 5 rows among the next); 64 and 64; nothing.
+    assert [(group.experts, group.rows) for group in groups] == [
+        (slice(0, 2), slice(0, 1280)),
+        (slice(2, 6), slice(1280, 2560)),
+        (slice(6, 8), slice(2560, 2688)),
     ]
-    assert start_E == [0, 1920, 0, 640, 1280, 1600, 0]
+    assert start_E == [0, 640, 1280, 1600, 1920, 2240, 2560, 2624, 2688]
+
+
+def test_a_group_has_a_limit_of_rows():
+    groups, _ = plan_groups([1100, 1090, 1080], multiple=64)
+    assert [group.experts for group in groups] == [slice(0, 1), slice(1, 2), slice(2, 3)]
+
+
+@pytest.mark.parametrize(("length", "filled"), [(15, 15), (16, 16), (33, 34), (1000, 1024), (1309, 1344), (4033, 4096)])
+def test_rows_get_one_of_few_lengths(length, filled):
+    batch = pack([as_item(ids) for ids in documents(0, [length])], 0)
+    longer = filled_up(batch)
+    assert longer.input_ids_1T.shape == longer.position_ids_1T.shape == (1, filled)
+    assert longer.plan.segments[-1].stop == filled
+    assert longer.source_N is batch.source_N
 
 
 @pytest.mark.parametrize(("rows", "experts", "multiple"), [(100, 32, 1), (1024, 32, 8), (17600, 32, 64), (4, 2, 1)])

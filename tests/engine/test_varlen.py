@@ -75,7 +75,7 @@ def both(segments, window, with_sinks, given, kernel):
     device = given[0].device
 
     def blocks(q, k, v, sinks):
-        return _PackedAttention.apply(q, k, v, sinks, plan.blocks(window), _Logits(scale, None))
+        return _PackedAttention.apply(q, k, v, sinks, plan.blocks(window), plan.blocks(window, 3), _Logits(scale, None))
 
     def varlen(q, k, v, sinks):
         return VarlenAttention.apply(q, k, v, sinks, plan.lanes(device), window, scale, kernel)

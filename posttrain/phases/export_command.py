@@ -100,6 +100,8 @@ def chosen_of_folder(folder: Path, base: Path | None) -> Chosen:
         model = Model(folder.name, folder, None, {"base": digest_folder(folder), "adapter": None})
         return Chosen(model, f"the model in {folder}", *_plain_inputs(folder), USUAL_TOLERANCES)
     named = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path") or ""
+    if base is not None and not (base / "config.json").is_file():
+        raise ModelError(f"--base {base} is no model folder here: it has no config.json")
     base = base or Path(named)
     if not (base / "config.json").is_file():
         raise ModelError(f"{folder} is an adapter on {named!r}, which is no folder here: name its folder with --base")

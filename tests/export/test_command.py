@@ -84,8 +84,11 @@ def test_bad_words_are_refused(source: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             run(str(source / "base"), *words)
+    lost = str(any_adapter(source / "base", tmp_path / "lost", base_model_name_or_path=None))
     with pytest.raises(ModelError, match="name its folder with --base"):
-        run(str(any_adapter(source / "base", tmp_path / "lost", base_model_name_or_path=None)), "--base", str(tmp_path))
+        run(lost)
+    with pytest.raises(ModelError, match=f"--base {tmp_path} is no model folder here"):
+        run(lost, "--base", str(tmp_path))
     out = tmp_path / "out"
     (out / "hf").mkdir(parents=True)
     with pytest.raises(InputError, match="hf exists and was not written by an export"):

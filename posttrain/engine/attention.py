@@ -149,8 +149,9 @@ def _attend(
 
 @dataclass(frozen=True)
 class _Backward:
-    """A row's attention differentiated block by block, in float32 whatever the type: on a processor written out products
-    are faster than the flash op's backward pass, which is slower still in bfloat16.
+    """A row's attention differentiated block by block, in float32 whatever the type.
+
+    On a processor that is faster than the flash op's backward pass, which is slower still in bfloat16.
 
     What a query's logits are diminished by before they become probabilities, and d probabilities before they become
     d logits, is one more component that meets a key's or a value's 1.

@@ -19,12 +19,10 @@ from posttrain.engine.mxfp4 import PackedExperts
 
 LARGEST_MULTIPLE = 64
 """Rows of an expert are filled up to at most this multiple: oneDNN compiles a kernel for every new shape it meets."""
-GROUP_ROWS = 2048
-"""An expert joins a group of up to so many rows."""
+GROUP_ROWS = 1024
+"""An expert joins a group of up to so many rows: what the gate works on stays in the caches, and memory small."""
 GROUP_FILL = 0.9
 """And if that leaves at least this share of the group's rows in use."""
-GATE_ROWS = 1024
-"""Rows that pass the gate at once: its temporaries stay in the second level cache."""
 
 Tensor = torch.Tensor
 
@@ -221,8 +219,7 @@ class BatchedExperts(torch.autograd.Function):
             else:
                 gate_up_MG, *lows = (rows_PX[group.rows] for rows_PX in kept)
             up.forward(group, x_MH, gate_up_MG, lows[0])
-            act_MF = torch.cat([gate.forward(part) for part in gate_up_MG.split(GATE_ROWS)])
-            down.forward(group, act_MF, down_PH[group.rows], lows[1])
+            down.forward(group, gate.forward(gate_up_MG), down_PH[group.rows], lows[1])
         if kept is not None:
             ctx.save_for_backward(x_TH, *kept, *parameters)
             ctx.routing, ctx.gate, ctx.parts, ctx.given = routing, gate, (up_parts, down_parts), hidden_TH.dtype
@@ -244,11 +241,8 @@ class BatchedExperts(torch.autograd.Function):
             grad_act_MF = x_TH.new_empty(len(token_M), down.size_in)
             grad_low_MR = x_TH.new_empty(len(token_M), down.rank)
             down.backward(group, grad_MH, grad_act_MF, grad_low_MR)
-            rows = (gate_up_PG[group.rows], grad_act_MF, weight_M1)
-            parts = zip(*(rows_MX.split(GATE_ROWS) for rows_MX in rows), strict=True)
-            act_MF, grad_gate_up_MG, grad_weight_P[group.rows] = (
-                torch.cat(part) for part in zip(*(ctx.gate.backward(*part) for part in parts), strict=True)
-            )
+            gated = ctx.gate.backward(gate_up_PG[group.rows], grad_act_MF, weight_M1)
+            act_MF, grad_gate_up_MG, grad_weight_P[group.rows] = gated
             weight_M1 = weight_M1.to(dtype)
             # On the narrower side of each product, where that is enough.
             low_MR = low_down_PR[group.rows] * weight_M1

@@ -63,19 +63,24 @@ def test_rows_are_sorted_and_filled_up_with_rows_of_no_weight():
 
 
 def test_experts_with_like_loads_share_a_group():
-    groups, start_E = plan_groups([600, 590, 300, 290, 280, 260, 5, 3, 0], multiple=64)
-    # 640 and 640 rows; 320 (four are too far apart, with 5 rows among the next); 64 and 64; nothing.
+    groups, start_E = plan_groups([500, 490, 240, 230, 220, 200, 5, 3, 0], multiple=64)
+    # 512 and 512 rows; 256 (four are as many as fit); 64 and 64; nothing.
     assert [(group.experts, group.rows) for group in groups] == [
-        (slice(0, 2), slice(0, 1280)),
-        (slice(2, 6), slice(1280, 2560)),
-        (slice(6, 8), slice(2560, 2688)),
+        (slice(0, 2), slice(0, 1024)),
+        (slice(2, 6), slice(1024, 2048)),
+        (slice(6, 8), slice(2048, 2176)),
     ]
-    assert start_E == [0, 640, 1280, 1600, 1920, 2240, 2560, 2624, 2688]
+    assert start_E == [0, 512, 1024, 1280, 1536, 1792, 2048, 2112, 2176]
+
+
+def test_experts_of_unlike_loads_do_not():
+    groups, _ = plan_groups([500, 300, 290], multiple=64)
+    assert [group.experts for group in groups] == [slice(0, 1), slice(1, 3)]
 
 
 def test_a_group_has_a_limit_of_rows():
-    groups, _ = plan_groups([1100, 1090, 1080], multiple=64)
-    assert [group.experts for group in groups] == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    groups, _ = plan_groups([1100, 1090, 600, 600], multiple=64)
+    assert [group.experts for group in groups] == [slice(number, number + 1) for number in range(4)]
 
 
 @pytest.mark.parametrize(("length", "filled"), [(15, 15), (16, 16), (33, 34), (1000, 1024), (1309, 1344), (4033, 4096)])

@@ -2,18 +2,18 @@
 
 With few tokens a step costs what its operations cost to start, not what they compute. So the modules' own forward is
 left out: projections of the same input are one product, adapters are merged, and what is constant is worked into the
-weights (norms' weights, the scale of queries, the parts of the gate). Used on the processor in float32; elsewhere the
-modules run.
+weights (norms' weights, the scale of queries, the parts of the gate) where these are copied anyway. Used on the
+processor in float32; elsewhere the modules run.
 
-Axes: B slot, N routed row (B × experts per token, sorted by expert), k experts per token, H hidden, X query and
-key-value heads together, K key-value head, E expert; key components and columns as in `slots`.
+Axes: B slot, K key-value head, X its queries, key and value, N slots' key-value heads, or in `_Experts` routed rows
+(B × experts per token, sorted by expert), k experts per token, H hidden, E expert, F its units, G gates and ups; key
+components and columns as in `slots`.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,17 +25,17 @@ from posttrain.engine.slots import HIDDEN, SlotCache
 
 ARCHITECTURES = ("gpt_oss", "llama", "mixtral", "qwen2", "qwen3", "qwen3_moe")
 """Two norms a layer, rotary embedding over the whole head, gated MLP or experts: what `DecodeProgram` spells out."""
-PACKED_ELEMENTS = 1 << 18
-"""Weights from this size on go to oneDNN, whose start costs more than the whole product of a smaller one."""
+PACKED_ELEMENTS = 1 << 20
+"""Weights from this size on go to oneDNN, whose start costs more than it saves on smaller ones."""
 PACKED_ROWS = 5
 """Fewer rows go to the plain product, which is faster with them."""
 DENSE_ELEMENTS = 1 << 20
 """Layers whose experts have no more weights than this, and steps of no more than `DENSE_SLOTS`, ask every expert."""
-DENSE_SLOTS = 16
+DENSE_SLOTS = 32
 Tensor = torch.Tensor
 Map = Callable[[torch.Tensor], torch.Tensor]
 AddTo = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(what to add to [B, H], input) → sum."""
+"""(what to add to [B, H], in place, input) → sum."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class _Linear:
         """The same of states that are only divided by their length: the norm's weight and √H are worked in."""
         return _Linear(self.weight * (norm.weight * math.sqrt(len(norm.weight))), self.bias)
 
-    def product(self, rows: float) -> Map:
+    def product(self, rows: int) -> Map:
         """The product, laid out for about so many rows."""
         bias = self.bias
         if self.weight.numel() >= PACKED_ELEMENTS and rows >= PACKED_ROWS:
@@ -63,8 +63,8 @@ class _Linear:
     def added(self) -> AddTo:
         turned, bias = self.weight.T.contiguous(), self.bias
         if bias is None:
-            return lambda sum_BH, x: torch.addmm(sum_BH, x, turned)
-        return lambda sum_BH, x: torch.addmm(sum_BH, x, turned).add_(bias)
+            return lambda sum_BH, x: sum_BH.addmm_(x, turned)
+        return lambda sum_BH, x: sum_BH.addmm_(x, turned).add_(bias)
 
 
 def _merged(module: Any) -> _Linear:
@@ -93,101 +93,114 @@ def _dense(mlp: Any, norm: Any, slots: int) -> AddTo:
 
 
 class _Experts:
-    """The experts of a layer: every one asked where that is cheaper than finding out whom to ask."""
+    """The experts of a layer: every one asked where that is cheaper than finding out whom to ask.
+
+    The chosen ones' weights stay where the model has them, as copying them would cost as much as several steps. GPT-OSS
+    computes gate · sigmoid(a · gate) · (up + 1) of clamped values, gate and up alternating. That is
+    silu(a · gate) · (a · up + a) / a²: so a goes into the norm's weight and the biases, and 1 / a² onto what is added.
+    """
 
     def __init__(self, mlp: Any, norm: Any, slots: int) -> None:
         self.slots = slots
         router, experts = getattr(mlp, "router", None) or mlp.gate, mlp.experts
-        self.router = _merged(router).after_norm(norm).product(slots)
+        self.router = _merged(router).after_norm(norm)
+        self.route = self.router.product(slots)
         self.per_token = router.top_k
         self.softmax_first = not getattr(router, "norm_topk_prob", True)
-        ups, downs = _expert_linears(experts, "gate_up_proj"), _expert_linears(experts, "down_proj")
-        self.activation, fold = _gate(experts)
-        self.pairs = [fold(up.after_norm(norm), down) for up, down in zip(ups, downs, strict=True)]
-        self.num_experts, self.size = len(self.pairs), downs[0].weight.shape[1]
-        self.few = sum(up.weight.numel() + down.weight.numel() for up, down in self.pairs) <= DENSE_ELEMENTS
+        self.alternating = not experts.is_concatenated
+        self.alpha, self.limit = getattr(experts, "alpha", 1.0), getattr(experts, "limit", None)
+        self.act = experts.act_fn if self.limit is None else nn.functional.silu
+        self.norm_H = norm.weight * (math.sqrt(len(norm.weight)) * self.alpha)
+        self.up_EHG, up_bias_EG = _of_every_expert(experts, "gate_up_proj")
+        self.down_EFH, down_bias_EH = _of_every_expert(experts, "down_proj")
+        self.up_bias_EG: Tensor | None = None
+        self.down_bias_EH: Tensor | None = None
+        if up_bias_EG is not None and down_bias_EH is not None:
+            self.up_bias_EG, self.down_bias_EH = up_bias_EG * self.alpha, down_bias_EH * self.alpha**2
+            if self.limit is not None:
+                self._halves(self.up_bias_EG)[1].add_(self.alpha)
+        self.number_E = torch.arange(len(self.up_EHG))
+        self.few = self.up_EHG.numel() + self.down_EFH.numel() <= DENSE_ELEMENTS
 
-    @cached_property
-    def each(self) -> tuple[list[Map], list[Map]]:
-        rows = self.slots * self.per_token / self.num_experts
-        return [up.product(rows) for up, _ in self.pairs], [down.product(rows) for _, down in self.pairs]
+    def _halves(self, gate_up: Tensor) -> tuple[Tensor, Tensor]:
+        if self.alternating:
+            return gate_up[..., ::2], gate_up[..., 1::2]
+        gate, up = gate_up.chunk(2, -1)
+        return gate, up
+
+    def _activation(self, gate: Tensor, up: Tensor) -> Tensor:
+        if self.limit is None:
+            return self.act(gate).mul_(up)
+        alpha, limit = self.alpha, self.limit
+        gate = nn.functional.silu(gate.clamp(max=limit * alpha), inplace=True)
+        return gate.mul_(up.clamp((1 - limit) * alpha, (1 + limit) * alpha))
 
     @cached_property
     def every(self) -> tuple[Map, AddTo]:
-        """All gates, then all ups, as one product; second projections side by side, their biases behind them."""
-        halves = [_half(up, part) for part in (0, 1) for up, _ in self.pairs]
-        biases = [down.bias for _, down in self.pairs if down.bias is not None]
-        weights = [down.weight for _, down in self.pairs] + ([torch.stack(biases, 1)] if biases else [])
-        return _joined(halves).product(self.slots), _Linear(torch.cat(weights, 1), None).added()
+        """All gates, all ups and the router as one product; second projections side by side.
 
-    def __call__(self, sum_BH: Tensor, x_BH: Tensor) -> Tensor:
-        logits_BE = self.router(x_BH)
+        Where these have biases, each expert has one more unit, which always gives the same and is their weight.
+        """
+        halves = [half_EHF * self.norm_H[:, None] for half_EHF in self._halves(self.up_EHG)]
+        down_EFH, bias = self.down_EFH, None
+        if self.up_bias_EG is not None and self.down_bias_EH is not None:
+            assert self.router.bias is not None
+            halves = [nn.functional.pad(half_EHF, (0, 1)) for half_EHF in halves]
+            biases = [nn.functional.pad(half_EF, (0, 1), value=1.0) for half_EF in self._halves(self.up_bias_EG)]
+            bias = torch.cat((*(half_EF.flatten() for half_EF in biases), self.router.bias))
+            always = self._activation(torch.ones(1), torch.ones(1))
+            down_EFH = torch.cat((down_EFH, self.down_bias_EH[:, None] / always), 1)
+        up_HX = torch.cat((*(half_EHF.transpose(0, 1).flatten(1) for half_EHF in halves), self.router.weight.T), 1)
+        down = _Linear(down_EFH.flatten(0, 1).T / self.alpha**2, None)
+        return _Linear(up_HX.T, bias).product(self.slots), down.added()
+
+    def _choose(self, logits_BE: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores and numbers [B, k] of each slot's experts."""
         if self.softmax_first:
             score_Bk, expert_Bk = torch.topk(torch.softmax(logits_BE, -1), self.per_token)
-        else:
-            logit_Bk, expert_Bk = torch.topk(logits_BE, self.per_token)
-            score_Bk = torch.softmax(logit_Bk, -1)
-        if self.few and len(x_BH) <= DENSE_SLOTS:
-            score_BE = torch.zeros_like(logits_BE).scatter_(1, expert_Bk, score_Bk)
-            return self._ask_all(sum_BH, x_BH, score_BE)
-        return self._ask_chosen(sum_BH, x_BH, score_Bk, expert_Bk)
+            return score_Bk, expert_Bk
+        logit_Bk, expert_Bk = torch.topk(logits_BE, self.per_token)
+        return torch.softmax(logit_Bk, -1), expert_Bk
 
-    def _ask_all(self, sum_BH: Tensor, x_BH: Tensor, score_BE: Tensor) -> Tensor:
-        gate_up, down = self.every
-        gate, up = gate_up(x_BH).chunk(2, dim=-1)
-        gated_BEF = self.activation(gate, up).view(len(x_BH), self.num_experts, self.size)
-        gated = (gated_BEF * score_BE.unsqueeze(-1)).flatten(1)
-        return down(sum_BH, gated if self.pairs[0][1].bias is None else torch.cat((gated, score_BE), 1))
+    def __call__(self, sum_BH: Tensor, x_BH: Tensor) -> Tensor:
+        if self.few and len(x_BH) <= DENSE_SLOTS:
+            return self._ask_all(sum_BH, x_BH)
+        return self._ask_chosen(sum_BH, x_BH, *self._choose(self.route(x_BH)))
+
+    def _ask_all(self, sum_BH: Tensor, x_BH: Tensor) -> Tensor:
+        joined, down = self.every
+        experts = len(self.number_E)
+        joined_BX = joined(x_BH)
+        units = (joined_BX.shape[1] - experts) // 2
+        gate, up, logits_BE = joined_BX.split((units, units, experts), 1)
+        score_Bk, expert_Bk = self._choose(logits_BE)
+        score_BE1 = torch.zeros_like(logits_BE).scatter_(1, expert_Bk, score_Bk).unsqueeze(-1)
+        gated_BEF = self._activation(gate, up).view(len(x_BH), experts, -1).mul_(score_BE1)
+        return down(sum_BH, gated_BEF.flatten(1))
 
     def _ask_chosen(self, sum_BH: Tensor, x_BH: Tensor, score_Bk: Tensor, expert_Bk: Tensor) -> Tensor:
-        gate_up, down = self.each
-        expert_N, order_N = torch.sort(expert_Bk.reshape(-1), stable=True)
-        bounds = [0, *torch.bincount(expert_N, minlength=self.num_experts).cumsum(0).tolist()]
-        spans = [(number, span) for number, span in enumerate(pairwise(bounds)) if span[0] < span[1]]
+        expert_N, order_N = torch.sort(expert_Bk.flatten(), stable=True)
+        stop_E = torch.searchsorted(expert_N, self.number_E, right=True, out_int32=True)
         slot_N = order_N // self.per_token
-        x_NH = x_BH.index_select(0, slot_N)
-        gate, up = torch.cat([gate_up[number](x_NH[a:b]) for number, (a, b) in spans]).chunk(2, dim=-1)
-        gated_NF = self.activation(gate, up)
-        down_NH = torch.cat([down[number](gated_NF[a:b]) for number, (a, b) in spans])
-        down_NH.mul_(score_Bk.reshape(-1, 1).index_select(0, order_N))
-        return sum_BH.index_add(0, slot_N, down_NH)
+        x_NH = (x_BH * self.norm_H).index_select(0, slot_N)
+        gate_up_NG = torch._grouped_mm(x_NH, self.up_EHG, offs=stop_E)
+        if self.up_bias_EG is not None:
+            gate_up_NG += self.up_bias_EG.index_select(0, expert_N)
+        down_NH = torch._grouped_mm(self._activation(*self._halves(gate_up_NG)), self.down_EFH, offs=stop_E)
+        if self.down_bias_EH is not None:
+            down_NH += self.down_bias_EH.index_select(0, expert_N)
+        down_NH *= score_Bk.view(-1, 1).index_select(0, order_N)
+        return sum_BH.index_add_(0, slot_N, down_NH, alpha=self.alpha**-2)
 
 
-def _half(linear: _Linear, part: int) -> _Linear:
-    return _Linear(linear.weight.chunk(2)[part], None if linear.bias is None else linear.bias.chunk(2)[part])
-
-
-def _expert_linears(experts: Any, name: str) -> list[_Linear]:
+def _of_every_expert(experts: Any, name: str) -> tuple[Tensor, Tensor | None]:
+    """A projection's weights [E, in, out], an adapter merged into a copy of them, and biases [E, out]."""
     weight_E, adapters = getattr(experts, name), getattr(experts, "adapters", None)
-    weight_E = weight_E.transpose(1, 2) if experts.is_transposed else weight_E
+    weight_E = weight_E if experts.is_transposed else weight_E.transpose(1, 2)
     if adapters is not None and name in adapters:
         adapter = adapters[name]
-        weight_E = weight_E + adapter.scale * (adapter.lora_A @ adapter.lora_B).transpose(1, 2)
-    biases = getattr(experts, f"{name}_bias") if experts.has_bias else [None] * len(weight_E)
-    return [_Linear(weight, bias) for weight, bias in zip(weight_E, biases, strict=True)]
-
-
-def _gate(experts: Any) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[_Linear, _Linear], Any]]:
-    """The activation of (gate, up), and what an expert's two projections have to become for it: gates before ups.
-
-    GPT-OSS computes gate · sigmoid(a · gate) · (up + 1), both clamped. That is silu(a · gate) · (up + 1) / a: so a goes
-    into the gate's rows, 1 / a into the second projection, and 1 into the up projection's bias.
-    """
-    if not hasattr(experts, "alpha"):
-        return lambda gate, up: experts.act_fn(gate).mul_(up), lambda up, down: (up, down)
-    alpha, limit = experts.alpha, experts.limit
-
-    def activation(gate: Tensor, up: Tensor) -> Tensor:
-        gate = nn.functional.silu(gate.clamp(max=limit * alpha), inplace=True)
-        return gate.mul_(up.clamp(1 - limit, 1 + limit))
-
-    def fold(up: _Linear, down: _Linear) -> tuple[_Linear, _Linear]:
-        assert up.bias is not None
-        weight = torch.cat((up.weight[::2] * alpha, up.weight[1::2]))
-        bias = torch.cat((up.bias[::2] * alpha, up.bias[1::2] + 1))
-        return _Linear(weight, bias), _Linear(down.weight / alpha, down.bias)
-
-    return activation, fold
+        weight_E = torch.baddbmm(weight_E, adapter.lora_A, adapter.lora_B, alpha=adapter.scale)
+    return weight_E, getattr(experts, f"{name}_bias") if experts.has_bias else None
 
 
 def _normed(x: Tensor, floor: Tensor) -> Tensor:
@@ -210,13 +223,14 @@ class _Layer:
 
 
 class DecodeProgram:
-    """One step for every slot of a cache; the weights are those of the moment it was made."""
+    """One step for every slot of a cache; to be made anew when the model's weights have changed."""
 
     def __init__(self, model: PreTrainedModel, slots: int) -> None:
         self.slots = slots
         decoder: Any = model.get_decoder()
         config = model.config
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.group = self.heads // self.kv_heads
         self.size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         # The halves that a rotation pairs, side by side, so that it is one complex product.
         self.order = torch.arange(self.size).view(2, -1).T.reshape(-1)
@@ -234,63 +248,68 @@ class DecodeProgram:
         scale = 1.0 if normed_heads else attention.scaling
         query = self._heads(_merged(attention.q_proj), scale, torch.stack((torch.ones_like(sink_H), sink_H), 1))
         key = self._heads(_merged(attention.k_proj), 1.0, torch.zeros(self.kv_heads, 2))
-        value = _merged(attention.v_proj)
-        value = _Linear(value.weight, torch.zeros(len(value.weight)) if value.bias is None else value.bias)
+        value = self._heads(_merged(attention.v_proj), 1.0, torch.zeros(self.kv_heads, 2), torch.arange(self.size))
         experts = hasattr(mlp, "experts")
         return _Layer(
             before_attention=_floor(module.input_layernorm),
-            qkv=_joined([query, key, value]).after_norm(module.input_layernorm).product(self.slots),
+            qkv=self._by_group([query, key, value]).after_norm(module.input_layernorm).product(self.slots),
             head_norm=self._head_norm(attention) if normed_heads else None,
             out=_merged(attention.o_proj).added(),
             before_mlp=_floor(module.post_attention_layernorm),
             mlp=(_Experts if experts else _dense)(mlp, module.post_attention_layernorm, self.slots),
         )
 
-    def _heads(self, linear: _Linear, scale: float, more_X2: Tensor) -> _Linear:
-        """Queries or keys in the cache's order, each with its two further components as biases."""
-        weight_XDH = linear.weight.view(len(more_X2), self.size, -1)[:, self.order] * scale
+    def _heads(self, linear: _Linear, scale: float, more_X2: Tensor, order: Tensor | None = None) -> _Linear:
+        """Heads in the cache's order, each with its two further components as biases."""
+        order = self.order if order is None else order
+        weight_XDH = linear.weight.view(len(more_X2), self.size, -1)[:, order] * scale
         bias = torch.zeros(len(linear.weight)) if linear.bias is None else linear.bias
-        bias_XD = bias.view(len(more_X2), self.size)[:, self.order] * scale
+        bias_XD = bias.view(len(more_X2), self.size)[:, order] * scale
         weight_XEH = nn.functional.pad(weight_XDH, (0, 0, 0, 2))
         return _Linear(weight_XEH.flatten(0, 1), torch.cat((bias_XD, more_X2), 1).flatten())
 
-    def _head_norm(self, attention: Any) -> Map:
-        norms = [attention.q_norm] * self.heads + [attention.k_norm] * self.kv_heads
+    def _by_group(self, linears: list[_Linear]) -> _Linear:
+        """Each key-value head's queries, key and value, one group behind the other."""
+        weights = [linear.weight.view(self.kv_heads, -1, linear.weight.shape[1]) for linear in linears]
+        biases = [linear.bias.view(self.kv_heads, -1) for linear in linears if linear.bias is not None]
+        return _Linear(torch.cat(weights, 1).flatten(0, 1), torch.cat(biases, 1).flatten())
+
+    def _head_norm(self, attention: Any) -> Callable[[Tensor], Tensor]:
+        norms = [attention.q_norm] * self.group + [attention.k_norm]
         weight_XD = torch.stack([norm.weight[self.order] for norm in norms]) * math.sqrt(self.size)
-        weight_XD[: self.heads] *= attention.scaling
-        floor, size = _floor(attention.q_norm), self.size
-        return lambda qk_BXE: torch.cat((_normed(qk_BXE[..., :size], floor) * weight_XD, qk_BXE[..., size:]), -1)
+        weight_XD[: self.group] *= attention.scaling
+        floor = _floor(attention.q_norm)
+        return lambda qk_NXD: qk_NXD.copy_(_normed(qk_NXD, floor) * weight_XD)
 
     def step(self, token_B: Tensor, cache: SlotCache) -> Tensor:
         """Float32 logits [B, V] after `token_B`; the cache grows by one position."""
         x_BH = self.embedding.index_select(0, token_B)
-        turn_B1C = self._rotations(cache)
+        turn_B11C = self._rotations(cache)
         for number, layer in enumerate(self.layers):
-            out_BX = self._attend(number, layer, _normed(x_BH, layer.before_attention), turn_B1C, cache)
+            out_BX = self._attend(number, layer, _normed(x_BH, layer.before_attention), turn_B11C, cache)
             x_BH = layer.out(x_BH, out_BX)
             x_BH = layer.mlp(x_BH, _normed(x_BH, layer.before_mlp))
         cache.advance()
         return self.head(_normed(x_BH, self.last_floor))
 
     def _rotations(self, cache: SlotCache) -> Tensor:
-        """Complex factors [B, 1, E/2] of each slot's next position; 1 for the two further components."""
+        """Complex factors [B, 1, 1, E/2] of each slot's next position; 1 for the two further components."""
         if cache.furthest >= len(self.rotations):
             positions = torch.arange(2 * cache.furthest + 64)
             cos, sin = (part[0, :, : self.size // 2] for part in self.rotary(self.embedding[:1], positions[None]))
-            self.rotations = nn.functional.pad(torch.complex(cos, sin), (0, 1), value=1.0).unsqueeze(1)
+            self.rotations = nn.functional.pad(torch.complex(cos, sin), (0, 1), value=1.0)[:, None, None]
         return self.rotations.index_select(0, cache.lengths_B)
 
-    def _attend(self, number: int, layer: _Layer, x_BH: Tensor, turn_B1C: Tensor, cache: SlotCache) -> Tensor:
-        slots, heads, both, size = len(x_BH), self.heads, self.heads + self.kv_heads, self.size + 2
+    def _attend(self, number: int, layer: _Layer, x_BH: Tensor, turn_B11C: Tensor, cache: SlotCache) -> Tensor:
+        slots, group, size = len(x_BH), self.group, self.size
         qkv = layer.qkv(x_BH)
-        qk_BXE = qkv[:, : both * size].view(slots, both, size)
+        heads_NXE = qkv.view(slots * self.kv_heads, group + 2, size + 2)
         if layer.head_norm is not None:
-            qk_BXE = layer.head_norm(qk_BXE)
-        qk_BXE = torch.view_as_real(torch.view_as_complex(qk_BXE.unflatten(2, (-1, 2))) * turn_B1C).flatten(2)
-        value_BKD = qkv[:, both * size :].view(slots, self.kv_heads, -1)
-        keys_NES, values_NSD = cache.store(number, qk_BXE[:, heads:], value_BKD)
-        query_NGE = qk_BXE[:, :heads].reshape(len(keys_NES), -1, size)
-        weights_NGS = torch.softmax(torch.bmm(query_NGE, keys_NES), -1)
+            layer.head_norm(heads_NXE[:, :-1, :size])
+        pairs_BKXC = torch.view_as_complex(qkv.view(slots, self.kv_heads, group + 2, -1, 2))
+        pairs_BKXC[:, :, :-1].mul_(turn_B11C)
+        keys_NES, values_NSD = cache.store(number, heads_NXE[:, group], heads_NXE[:, group + 1, :size])
+        weights_NGS = torch.softmax(torch.bmm(heads_NXE[:, :group], keys_NES), -1)
         return torch.bmm(weights_NGS, values_NSD).view(slots, -1)
 
 

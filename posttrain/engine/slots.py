@@ -87,7 +87,7 @@ class Prefill:
 
 
 class SlotCache:
-    """keys: per layer [B, K, E, 1 + S]; values: per layer [B, K, 1 + S, D]. `lengths_B` counts each slot's positions.
+    """keys: per layer [B · K, E, 1 + S]; values: per layer [B · K, 1 + S, D]. `lengths_B` counts each slot's positions.
 
     `order` is how a key's components are arranged here, where that is not the model's way.
     """
@@ -111,13 +111,13 @@ class SlotCache:
         """No slot has a position beyond this one."""
         self.keys = [self._new_keys(like, self.span(layer)) for layer in range(len(windows))]
         self.values = [
-            like.new_zeros(slots, self.kv_heads, 1 + self.span(layer), self.size) for layer in range(len(windows))
+            like.new_zeros(slots * self.kv_heads, 1 + self.span(layer), self.size) for layer in range(len(windows))
         ]
 
     def _new_keys(self, like: Tensor, span: int) -> Tensor:
-        keys = like.new_zeros(self.slots, self.kv_heads, self.size + 2, 1 + span)
-        keys[:, :, self.size, 1:] = HIDDEN
-        keys[:, :, self.size + 1, 0] = 1
+        keys = like.new_zeros(self.slots * self.kv_heads, self.size + 2, 1 + span)
+        keys[:, self.size, 1:] = HIDDEN
+        keys[:, self.size + 1, 0] = 1
         return keys
 
     def span(self, layer: int) -> int:
@@ -133,12 +133,12 @@ class SlotCache:
         span = self.span(layer)
         return 1 + (span if self._all_columns else min(span, self.clock + 1))
 
-    def store(self, layer: int, key_BKE: Tensor, value_BKD: Tensor) -> tuple[Tensor, Tensor]:
+    def store(self, layer: int, key_NE: Tensor, value_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Write this step's column; returns the keys [B · K, E, S] and values [B · K, S, D] to read."""
         keys, values, column, width = self.keys[layer], self.values[layer], self.column(layer), self.width(layer)
-        keys[:, :, :, column].copy_(key_BKE)
-        values[:, :, column].copy_(value_BKD)
-        return keys.flatten(0, 1)[:, :, :width], values.flatten(0, 1)[:, :width]
+        keys[:, :, column].copy_(key_NE)
+        values[:, column].copy_(value_ND)
+        return keys[:, :, :width], values[:, :width]
 
     def attend(
         self,
@@ -153,7 +153,8 @@ class SlotCache:
         """One new position per slot against what it sees; returns [B, H, 1, D]."""
         slots, heads, _, size = query_BH1D.shape
         query_BH1D = query_BH1D.to(self.keys[layer].dtype)
-        keys_NES, values_NSD = self.store(layer, nn.functional.pad(key_BK1D[:, :, 0], (0, 2)), value_BK1D[:, :, 0])
+        key_NE = nn.functional.pad(key_BK1D.reshape(-1, size), (0, 2))
+        keys_NES, values_NSD = self.store(layer, key_NE, value_BK1D.reshape(-1, size))
         query_NGD = (query_BH1D * scale).reshape(len(keys_NES), -1, size)
         if softcap is None:
             sink_H = query_BH1D.new_full((heads,), HIDDEN) if sinks_H is None else sinks_H.to(query_BH1D.dtype)
@@ -183,8 +184,8 @@ class SlotCache:
             self._all_columns |= past.length > self.clock
             self.furthest = max(self.furthest, past.length)
             self.lengths_B[slot] = past.length
-        for layer, (keys_BKES, values_BKSD) in enumerate(zip(self.keys, self.values, strict=True)):
-            span = self.span(layer)
+        for layer in range(len(self.keys)):
+            span, (keys_BKES, values_BKSD) = self.span(layer), self._by_slot(layer)
             keys_BKES[list(placed), :, self.size, 1:] = HIDDEN
             for slot, past in placed.items():
                 count = min(span, past.keys[layer].shape[1])
@@ -196,24 +197,30 @@ class SlotCache:
                 keys_BKES[slot].index_copy_(2, columns, keys_KET)
                 values_BKSD[slot].index_copy_(1, columns, past.values[layer][:, -count:].to(values_BKSD.dtype))
 
+    def _by_slot(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys [B, K, E, S] and values [B, K, S, D]."""
+        split = self.slots, self.kv_heads
+        return self.keys[layer].unflatten(0, split), self.values[layer].unflatten(0, split)
+
     def take(self, slot: int, length: int) -> Past:
         """A slot's sequence, to go on later or elsewhere."""
         keys, values = [], []
         for layer in range(len(self.keys)):
-            span = self.span(layer)
+            span, (keys_BKES, values_BKSD) = self.span(layer), self._by_slot(layer)
             columns = self._columns(span, min(span, length))
-            keys_KTD = self.keys[layer][slot, :, : self.size].index_select(2, columns).transpose(1, 2)
+            keys_KTD = keys_BKES[slot, :, : self.size].index_select(2, columns).transpose(1, 2)
             keys.append(keys_KTD if self._back is None else keys_KTD[:, :, self._back])
-            values.append(self.values[layer][slot].index_select(1, columns))
+            values.append(values_BKSD[slot].index_select(1, columns))
         return Past(length, tuple(keys), tuple(values))
 
     def keep(self, slots: Sequence[int]) -> None:
         """Drop every slot but these."""
         kept = torch.tensor(slots, device=self.lengths_B.device)
+        pairs = [self._by_slot(layer) for layer in range(len(self.keys))]
         self.slots = len(slots)
         self.lengths_B = self.lengths_B[kept]
-        self.keys = [keys[kept] for keys in self.keys]
-        self.values = [values[kept] for values in self.values]
+        self.keys = [keys_BKES[kept].flatten(0, 1) for keys_BKES, _ in pairs]
+        self.values = [values_BKSD[kept].flatten(0, 1) for _, values_BKSD in pairs]
 
     def grow(self, positions: int) -> None:
         """Make room for longer sequences."""
@@ -227,9 +234,9 @@ class SlotCache:
             target = torch.cat((torch.zeros(1, dtype=torch.long), self._columns(wider, span).cpu()))
             keys, values = self.keys[layer], self.values[layer]
             source, target = source.to(keys.device), target.to(keys.device)
-            self.keys[layer] = self._new_keys(keys, wider).index_copy_(3, target, keys.index_select(3, source))
-            self.values[layer] = values.new_zeros(self.slots, self.kv_heads, 1 + wider, self.size).index_copy_(
-                2, target, values.index_select(2, source)
+            self.keys[layer] = self._new_keys(keys, wider).index_copy_(2, target, keys.index_select(2, source))
+            self.values[layer] = values.new_zeros(len(values), 1 + wider, self.size).index_copy_(
+                1, target, values.index_select(1, source)
             )
 
 

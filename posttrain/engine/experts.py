@@ -1,6 +1,6 @@
 """Experts of a model through this engine: transformers' experts interface, and the adapters that hang on them.
 
-On CUDA in bfloat16 grouped products do the work (`posttrain.engine.grouped`), elsewhere pairs of experts
+On CUDA in bfloat16 grouped products do the work (`posttrain.engine.grouped`), elsewhere groups of experts
 (`posttrain.engine.batched`).
 
 Axes: T token, k choice of a token, E expert, H hidden, R adapter rank, I in, O out.

@@ -1,7 +1,7 @@
 """Mixture-of-experts products over all experts at once, for devices where a loop over experts would leave cores idle.
 
-The same mathematics as `posttrain.engine.batched`, with `torch._grouped_mm` in place of pairs and the elementwise
-work between two products fused. Nothing waits for the device: how many rows each expert has stays a tensor.
+The same mathematics as `posttrain.engine.batched`, with `torch._grouped_mm` in place of batches of experts and the
+elementwise work between two products fused. Nothing waits for the device: how many rows each expert has stays a tensor.
 
 Axes: T token, k choice of a token, P routed row (sorted by expert, each expert's rows filled up to a multiple),
 E expert, H hidden, F expert size (twice that before the gate), R adapter rank, I in, O out.

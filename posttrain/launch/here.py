@@ -100,5 +100,5 @@ def ask_to_stop(run: RunFolder, now: bool = False) -> Owner | None:
 
 def how_it_ended(run: RunFolder) -> str:
     """What the journal says about the end of the last attempt."""
-    last = [event for event in Journal(run.events).read() if event["event"] in ENDS]
+    last = [event for event in Journal(run.events).read() if event.get("event") in ENDS]
     return str(last[-1].get("message") or last[-1]["event"].replace("_", " ")) if last else "ended without a note"

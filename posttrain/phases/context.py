@@ -74,7 +74,9 @@ class PhaseContext:
         ran_out = [
             event["then"]
             for event in self.journal.read()
-            if event["event"] == "out_of_memory" and event["fingerprint"] == self.fingerprint
+            if event.get("event") == "out_of_memory"
+            and event.get("fingerprint") == self.fingerprint
+            and "then" in event
         ]
         return min([asked, *ran_out])
 

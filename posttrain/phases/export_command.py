@@ -20,6 +20,7 @@ from posttrain.host import machine
 from posttrain.phases.context import ModelState, Progress
 from posttrain.phases.export import GREEDY_TOKENS, choose, model_of, verification_inputs
 from posttrain.recipe.types import USUAL_TOLERANCES, ExportPhase, PreparePhase, Recipe, Tolerances
+from posttrain.report.read import read_object
 from posttrain.run import recipe_file
 from posttrain.run.folder import RunFolder, digest_folder, write_json_atomic
 
@@ -80,8 +81,10 @@ def best_state(recipe: Recipe, results: dict[str, dict[str, Any]]) -> tuple[str,
 
 
 def results_of(run: RunFolder, recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Of the phases that are complete: a result that cannot be read is none."""
     files = {phase.name: run.phase(phase.name).result for phase in recipe.phases}
-    return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+    found = {name: read_object(file, {}) for name, file in files.items()}
+    return {name: result for name, result in found.items() if "state" in result}
 
 
 def _dataset_folder(run: RunFolder, recipe: Recipe, name: str) -> Path:
@@ -97,6 +100,8 @@ def chosen_of_folder(folder: Path, base: Path | None) -> Chosen:
         model = Model(folder.name, folder, None, {"base": digest_folder(folder), "adapter": None})
         return Chosen(model, f"the model in {folder}", *_plain_inputs(folder), USUAL_TOLERANCES)
     named = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path") or ""
+    if base is not None and not (base / "config.json").is_file():
+        raise ModelError(f"--base {base} is no model folder here: it has no config.json")
     base = base or Path(named)
     if not (base / "config.json").is_file():
         raise ModelError(f"{folder} is an adapter on {named!r}, which is no folder here: name its folder with --base")

@@ -334,7 +334,7 @@ def release_memory() -> None:
 
 
 def keep_rows_up_to(path: Path, step: int) -> None:
-    """Drop rows after `step`, and any torn line, from a line file, so that a resumed phase writes each row once."""
-    kept = [row for row in read_lines(path) if row["step"] <= step]
+    """Drop rows after `step` or of none, and torn lines, from a line file: a resumed phase writes each row once."""
+    kept = [row for row in read_lines(path) if isinstance(row.get("step"), int) and row["step"] <= step]
     if path.exists():
         write_atomic(path, b"".join(as_line(row) for row in kept))

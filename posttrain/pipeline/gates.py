@@ -48,7 +48,8 @@ def _by_value(gate: Gate, metrics: Mapping[str, float | None]) -> tuple[float | 
 
 def _by_steps(gate: Gate, rows: Sequence[Row]) -> tuple[float | None, str | None]:
     sparse = gate.metric.startswith(HELD_OUT)
-    by_step: dict[int, Any] = {row["step"]: row.get(gate.metric) for row in rows if gate.metric in row or not sparse}
+    rows = [row for row in rows if "step" in row and (gate.metric in row or not sparse)]
+    by_step: dict[int, Any] = {row["step"]: row.get(gate.metric) for row in rows}
     values = [by_step[step] for step in sorted(by_step)]
     if len(values) < max(gate.minimum_steps, 1):
         return None, f"{len(values)} steps were recorded, the gate needs {max(gate.minimum_steps, 1)}"

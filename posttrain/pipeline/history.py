@@ -8,7 +8,7 @@ from posttrain.run.journal import Journal
 @dataclass
 class History:
     started: dict[str, str] = field(default_factory=dict)
-    """Fingerprint with which each phase was last begun."""
+    """Fingerprint with which each phase was last begun; empty where the event has none."""
     redo: set[str] = field(default_factory=set)
     """Phases that were asked to be redone and have not been begun since."""
     accepted: set[tuple[str, str]] = field(default_factory=set)
@@ -20,27 +20,26 @@ class History:
 
 
 def read_history(journal: Journal) -> History:
-    """Fold the events in order; torn lines are skipped by the journal."""
+    """Fold the events in order; what is no whole event, and what no phase can be known of, says nothing."""
     history = History()
     for event in journal.read():
-        match event.get("event"):
-            case "phase_started":
-                phase = event["phase"]
-                history.started[phase] = event["fingerprint"]
+        match event:
+            case {"event": "phase_started", "phase": str(phase)}:
+                history.started[phase] = str(event.get("fingerprint") or "")
                 history.redo.discard(phase)
                 history.completed.discard(phase)
                 history.accepted = {pair for pair in history.accepted if pair[0] != phase}
                 history.finished = False
-            case "phase_resumed":
-                history.completed.discard(event["phase"])
+            case {"event": "phase_resumed", "phase": str(phase)}:
+                history.completed.discard(phase)
                 history.finished = False
-            case "redo_requested":
-                history.redo |= set(event["phases"])
+            case {"event": "redo_requested", "phases": [*phases]}:
+                history.redo |= set(map(str, phases))
                 history.finished = False
-            case "accepted":
-                history.accepted.add((event["phase"], event["gate"]))
-            case "phase_completed":
-                history.completed.add(event["phase"])
-            case "run_completed":
+            case {"event": "accepted", "phase": str(phase), "gate": str(gate)}:
+                history.accepted.add((phase, gate))
+            case {"event": "phase_completed", "phase": str(phase)}:
+                history.completed.add(phase)
+            case {"event": "run_completed"}:
                 history.finished = True
     return history

@@ -69,7 +69,8 @@ def standing(
         # A folder that no journal event speaks of cannot be trusted; there is none on a first start.
         return Standing("restart" if folder.path.exists() else "start", fault or "not begun", expected)
     if begun != expected:
-        return Standing("restart", "its inputs changed since it was begun", expected)
+        known = "its inputs changed since it was begun" if begun else "the journal does not say of what it was begun"
+        return Standing("restart", known, expected)
     if damaged is not None:
         return Standing("resume", f"its output {damaged.fault}", expected, damaged=damaged.entry)
     return Standing("resume", fault or "begun, not complete", expected)

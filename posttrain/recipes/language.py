@@ -66,22 +66,23 @@ class Sizes:
 TINY = Sizes(
     base=FolderBase(kind="folder", path="shipped:tiny"),
     precision="float32",
-    rank=8,
+    rank=16,
     mutants=2,
     cases=1,
     conversation_tokens=16384,
     prompt_tokens=8192,
-    sft_steps=2,
-    samples_per_step=1,
-    sft_rate=1e-3,
+    # Until both trajectories are known by heart: an untrained model's calls are none, and no group has spread.
+    sft_steps=40,
+    samples_per_step=2,
+    sft_rate=6e-3,
     preference_steps=2,
     pairs_per_step=1,
     preference_rate=1e-5,
-    grpo_steps=2,
+    grpo_steps=4,
     groups_per_step=1,
-    grpo_rate=1e-5,
-    sampling=Sampling(temperature=0.7, top_p=1.0, top_k=None, max_new_tokens=32, max_turns=2),
-    evaluation=Sampling(temperature=0.2, top_p=1.0, top_k=None, max_new_tokens=32, max_turns=2),
+    grpo_rate=1e-4,
+    sampling=Sampling(temperature=0.7, top_p=1.0, top_k=None, max_new_tokens=160, max_turns=6),
+    evaluation=Sampling(temperature=0.2, top_p=1.0, top_k=None, max_new_tokens=160, max_turns=6),
     curriculum=(),
     hard_gates=False,
 )
@@ -120,7 +121,7 @@ def language(
     trees: Annotated[str, "Folders of source trees, separated by commas; none takes the small one inside"] = "",
     from_run: Annotated[str, "A finished run, or its folder, whose merged export to begin with"] = "",
     quick_test: Annotated[
-        bool, "The tiny base on a few mutants, on a laptop: everything runs, nothing is learned"
+        bool, "The tiny base learns two repairs by heart, on a laptop: everything runs, nothing more is learned"
     ] = False,
     seed: Annotated[int, "Seed of data, order, adapters and sampling"] = 42,
 ) -> Recipe:

@@ -113,7 +113,9 @@ def curve_panel(title: str, points: Points, thresholds: Sequence[float], missing
     shown = [value for value in thresholds if low - reach / 2 <= value <= high + reach / 2]
     ticks = nice_ticks(min([low, *shown]), max([high, *shown]))
     y = _scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
-    marks = [f'<circle cx="{x(steps[at]):.1f}" cy="{y(values[at]):.1f}" r="1.6" class="raw"/>' for at in dots]
+    # A dot that no line leads to has to be seen by itself.
+    dot = 'r="1.6" class="raw"' if len(points) > 1 else 'r="3.6" class="level"'
+    marks = [f'<circle cx="{x(steps[at]):.1f}" cy="{y(values[at]):.1f}" {dot}/>' for at in dots]
     marks += [
         f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}" class="threshold"/>' for v in shown
     ]
@@ -126,7 +128,9 @@ def curve_panel(title: str, points: Points, thresholds: Sequence[float], missing
         marks.append(f'<path d="{joined}" class="held"/>')
         marks += [f'<circle cx="{x(s):.1f}" cy="{y(v):.1f}" r="3" class="held"/>' for s, v in held_out]
     told = f"{title}: {plain(values[0])} at step {plain(steps[0])}, {plain(values[-1])} at step {plain(steps[-1])}"
-    labels = [(x(steps[0]), plain(steps[0]), "start"), (x(steps[-1]), f"step {plain(steps[-1])}", "end")]
+    labels = [(x(steps[-1]), f"step {plain(steps[-1])}", "end" if len(points) > 1 else "middle")]
+    if len(points) > 1:
+        labels.insert(0, (x(steps[0]), plain(steps[0]), "start"))
     caption = f"dots: {'raw' if stretch == 1 else f'lowest and highest of every {stretch} raw values'}"
     caption += f"; line: mean of {window} steps" if window > 1 else "; line: joins them" if len(points) > 1 else ""
     caption += "; rings: held-out data" if len(held_out) else ""

@@ -1,6 +1,5 @@
 """A conversation with a run's model in the terminal."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from posttrain.data.shard import Shard
 from posttrain.engine.model import load_model
 from posttrain.errors import ChatFormatError, InputError
 from posttrain.recipe.types import PreparePhase, Recipe, Sampling
+from posttrain.report.read import read_object
 from posttrain.rollout.in_process import InProcessSampler
 from posttrain.run import recipe_file
 from posttrain.run.folder import RunFolder
@@ -27,11 +27,9 @@ def finished_states(run: RunFolder, recipe: Recipe) -> dict[str, dict[str, Any]]
     """Model states of the completed phases by name; the last is the export's choice where there is one."""
     states = {}
     for phase in recipe.phases:
-        result = run.phase(phase.name).result
-        if result.exists():
-            state = json.loads(result.read_text())["state"]
-            if state is not None:
-                states[phase.name] = state
+        state = read_object(run.phase(phase.name).result, {}).get("state")
+        if state is not None:
+            states[phase.name] = state
     return states
 
 

@@ -28,7 +28,7 @@ def append_lines(path: Path, rows: Iterable[dict[str, Any]], sync: bool = False)
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The file's rows in order; a torn line (no end, or no JSON) is skipped, a missing file is empty."""
+    """The file's rows in order; a torn line (no end, or no JSON object) is skipped, a missing file is empty."""
     if not path.exists():
         return
     with open(path, "rb") as file:
@@ -36,9 +36,11 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith(b"\n"):
                 return
             try:
-                yield json.loads(line)
+                row = json.loads(line)
             except ValueError:
                 continue
+            if isinstance(row, dict):
+                yield row
 
 
 class Journal:

@@ -80,11 +80,12 @@ def begin_attempt(run: RunFolder, recipe: Recipe, source: str, execution: Execut
     git = git_state()
     manifest |= {"git": git, "git_sha": git and git["commit"], "packages": versions, "hardware": hardware}
     manifest |= {"artifacts_path": str(run.path.absolute())}
-    number = 1 + max((attempt["number"] for attempt in manifest["attempts"]), default=0)
+    attempts = manifest.setdefault("attempts", [])
+    number = 1 + max((attempt.get("number", 0) for attempt in attempts), default=0)
     attempt: dict[str, Any] = {"number": number, "started": time.time(), "finished": None, "outcome": None}
     attempt |= {"execution": execution.model_dump(mode="json"), "git": git, "packages": versions}
     attempt |= {"hardware": hardware}
-    manifest["attempts"].append(attempt)
+    attempts.append(attempt)
     write_json_atomic(run.manifest, redact_json(manifest))
     return number
 
@@ -96,7 +97,7 @@ def record(run: RunFolder, **fields: Any) -> None:
 
 def end_attempt(run: RunFolder, number: int, outcome: str) -> None:
     manifest = read(run)
-    for attempt in manifest["attempts"]:
-        if attempt["number"] == number:
+    for attempt in manifest.get("attempts", ()):
+        if attempt.get("number") == number:
             attempt |= {"finished": time.time(), "outcome": outcome}
     write_json_atomic(run.manifest, redact_json(manifest))

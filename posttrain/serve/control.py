@@ -1,6 +1,7 @@
 """Runs as the endpoints and the dashboard see and steer them, through what the commands do."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from posttrain.recipe.flags import Flag, FlagValue
 from posttrain.recipe.load import FoundRecipe, find, shipped_names
 from posttrain.recipe.spelling import did_you_mean
 from posttrain.recipe.types import Execution
+from posttrain.report.read import mapping
 from posttrain.run import manifest, recipe_file
 from posttrain.run.existing import run_named, run_names
 from posttrain.run.folder import NAME, RunFolder
@@ -39,12 +41,16 @@ class RunState(BaseModel):
 
 def run_of(settings: Settings, name: str) -> RunFolder:
     """The run; Problem 404 where there is none."""
-    if not NAME.fullmatch(name):
-        raise Problem(422, f"run name {name!r} is not allowed: lower-case letters, digits, '.', '_', '-', at most 64")
+    _require_name(name)
     if not (settings.runs_dir / name / "recipe.json").is_file():
         near = did_you_mean(name, run_names(settings.runs_dir))
         raise Problem(404, f"there is no run {name!r}{near}")
     return run_named(name, settings.runs_dir)
+
+
+def _require_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise Problem(422, f"run name {name!r} is not allowed: lower-case letters, digits, '.', '_', '-', at most 64")
 
 
 def newest_names(settings: Settings) -> list[str]:
@@ -69,17 +75,24 @@ def state_of(run: RunFolder) -> RunState:
         name=run.path.name,
         state="running" if held else "finished" if history.finished else _ended(stored),
         completed=tuple(phase for phase in dict.fromkeys(done) if phase in history.completed),
-        created=stored.get("created"),
+        created=_unix_seconds(stored.get("created_at")),
         doing=beat.doing if beat else None,
         idle_s=since_boot() - beat.moved if beat else None,
     )
+
+
+def _unix_seconds(moment: object) -> float | None:
+    try:
+        return datetime.fromisoformat(str(moment)).timestamp()
+    except ValueError:
+        return None
 
 
 def _ended(stored: Mapping[str, Any]) -> State:
     """How the last attempt ended; one that was killed left no note."""
     if not stored.get("attempts"):
         return "not begun"
-    outcome = stored["attempts"][-1].get("outcome")
+    outcome = mapping(stored["attempts"][-1]).get("outcome")
     return outcome if outcome in ("stopped", "gate_failed") else "failed"
 
 
@@ -93,6 +106,8 @@ def start(
     """What `posttrain start RECIPE` does with these flags; files of recipes are not taken from a request."""
     if recipe not in shipped_names():
         raise Problem(404, f"there is no recipe {recipe!r}{did_you_mean(recipe, shipped_names())}")
+    if name is not None:
+        _require_name(name)
     found = find(recipe)
     checked = _checked(settings, found, flags)
     run = RunFolder.named(settings.runs_dir, name if name is not None else found.default_run_name(checked))

@@ -26,9 +26,9 @@ from starlette.types import Receive, Scope, Send
 from posttrain.chat.conversation import Message
 from posttrain.data.formats.format import BadRow
 from posttrain.errors import ChatFormatError, InputError, MachineError, PosttrainError, Stopped
-from posttrain.run.redaction import redact
 from posttrain.serve.asking import Busy, TooLong, UnknownModel, generation_of
 from posttrain.serve.openai_requests import ChatRequest, CompletionRequest, LoadAdapter, Sampled, UnloadAdapter
+from posttrain.serve.problems import OPENAI, openai_error
 from posttrain.serve.settings import Serving
 
 if TYPE_CHECKING:
@@ -50,43 +50,42 @@ class Route(APIRoute):
                 return await handle(request)
             except Exception as error:  # answered in OpenAI's shape; `refusal` logs what is a fault of ours
                 status, body = refusal(error)
-                return JSONResponse({"error": body}, status)
+                return JSONResponse(body, status)
 
         return answered
 
 
-router = APIRouter(prefix="/v1", tags=["openai"], route_class=Route)
-KINDS: tuple[tuple[type[Exception], int, str, str | None, str | None], ...] = (
-    (UnknownModel, 404, "invalid_request_error", "model", "model_not_found"),
-    (TooLong, 400, "invalid_request_error", None, "context_length_exceeded"),
-    (Busy, 429, "rate_limit_error", None, "rate_limit_exceeded"),
-    (InputError, 400, "invalid_request_error", None, None),
-    (ChatFormatError, 400, "invalid_request_error", "messages", None),
-    (MachineError, 503, "server_error", None, None),
-    (Stopped, 503, "server_error", None, None),
+router = APIRouter(prefix=OPENAI, tags=["openai"], route_class=Route)
+KINDS: tuple[tuple[type[Exception], int, str | None, str | None], ...] = (
+    (UnknownModel, 404, "model", "model_not_found"),
+    (TooLong, 400, None, "context_length_exceeded"),
+    (Busy, 429, None, None),
+    (InputError, 400, None, None),
+    (ChatFormatError, 400, "messages", None),
+    (MachineError, 503, None, None),
+    (Stopped, 503, None, None),
 )
-"""Error → status, type, parameter, code; the first that fits counts."""
+"""Error → status, parameter, code; the first that fits counts."""
 
 
 def refusal(error: Exception) -> tuple[int, Json]:
-    """Status and OpenAI's error object."""
-    status, kind, param, code, message = 500, "server_error", None, None, str(error)
+    """Status and body."""
+    status, param, code, message = 500, None, None, str(error)
     if isinstance(error, RequestValidationError):
-        status, kind = 400, "invalid_request_error"
-        fault = error.errors()[0]
+        status, fault = 400, error.errors()[0]
         place = [str(part) for part in fault["loc"][1:]]
         param = ".".join(place) or None
         message = f"{param or 'body'}: {fault['msg']}"
     elif isinstance(error, HTTPException):
-        status, kind, message = error.status_code, "invalid_request_error", str(error.detail)
+        status, message = error.status_code, str(error.detail)
     elif isinstance(error, BadRow):
-        status, kind, param = 400, "invalid_request_error", error.field
+        status, param = 400, error.field
     elif found := next((row for row in KINDS if isinstance(error, row[0])), None):
-        _, status, kind, param, code = found
+        _, status, param, code = found
     elif not isinstance(error, PosttrainError):
-        logging.getLogger(__name__).error("/v1", exc_info=error)
+        logging.getLogger(__name__).error(OPENAI, exc_info=error)
         message = f"unforeseen error, a fault of ours: {type(error).__name__}: {error}"
-    return status, {"message": redact(message), "type": kind, "param": param, "code": code}
+    return status, openai_error(status, message, param, code)
 
 
 # ---------------------------------------------------------------- models and adapters
@@ -396,7 +395,7 @@ async def _events(
         while going:
             index, what = await told.get()
             if isinstance(what, Exception):
-                yield _event({"error": refusal(what)[1]})
+                yield _event(refusal(what)[1])
                 break
             going -= what is None
             for choice in shape.ended(index, answers[index]) if what is None else shape.delta(index, what):

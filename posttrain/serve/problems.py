@@ -1,4 +1,4 @@
-"""Errors as problem details (RFC 9457)."""
+"""Errors as problem details (RFC 9457), and below `/v1` in OpenAI's shape."""
 
 import http
 import logging
@@ -51,7 +51,23 @@ class Problem(PosttrainError):
         self.status, self.more = status, more
 
 
-def problem_response(status: int, detail: str, headers: dict[str, str] | None = None, **more: Any) -> JSONResponse:
+OPENAI = "/v1"
+"""Below it clients are OpenAI's."""
+OPENAI_CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
+
+
+def openai_error(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    kind = "rate_limit_error" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
+    code = code or OPENAI_CODES.get(status)
+    return {"error": {"message": redact(message), "type": kind, "param": param, "code": code}}
+
+
+def error_response(
+    path: str, status: int, detail: str, headers: dict[str, str] | None = None, **more: Any
+) -> JSONResponse:
+    """What a request for `path` is refused with; `more` are members of the problem besides the usual."""
+    if path == OPENAI or path.startswith(f"{OPENAI}/"):
+        return JSONResponse(openai_error(status, detail), status, headers)
     body = {"type": "about:blank", "title": http.HTTPStatus(status).phrase, "status": status, "detail": redact(detail)}
     return JSONResponse(body | redact_json(more), status, headers, media_type=MEDIA_TYPE)
 
@@ -60,29 +76,32 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(PosttrainError)
     def typed(request: Request, error: PosttrainError) -> JSONResponse:
         if isinstance(error, Problem):
-            return problem_response(error.status, str(error), **error.more)
+            return error_response(request.url.path, error.status, str(error), **error.more)
         status = next((status for kind, status in STATUS if isinstance(error, kind)), 500)
-        return problem_response(status, str(error))
+        return error_response(request.url.path, status, str(error))
 
     @app.exception_handler(DBAPIError)
     def database(request: Request, error: DBAPIError) -> JSONResponse:
         logging.getLogger(__name__).error("%s %s: %s", request.method, request.url.path, redact(str(error.orig)))
-        return problem_response(
-            503, "the database cannot be reached or does not answer; try again", {"Retry-After": "5"}
-        )
+        detail = "the database cannot be reached or does not answer; try again"
+        return error_response(request.url.path, 503, detail, {"Retry-After": "5"})
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         # Without the input itself: it may be long, and may hold what is no JSON.
         faults = [{"field": ".".join(map(str, fault["loc"])), "reason": fault["msg"]} for fault in error.errors()[:20]]
         first = f"{faults[0]['field']}: {faults[0]['reason']}" if faults else "the request is not valid"
-        return problem_response(422, first, errors=faults)
+        return error_response(request.url.path, 422, first, errors=faults)
 
     @app.exception_handler(HTTPException)
     def refused(request: Request, error: HTTPException) -> JSONResponse:
-        return problem_response(error.status_code, str(error.detail), dict(error.headers or {}))
+        path, detail = request.url.path, str(error.detail)
+        if detail == http.HTTPStatus(error.status_code).phrase:
+            detail = f"{request.method} {path}: {detail}"
+        return error_response(path, error.status_code, detail, dict(error.headers or {}))
 
     @app.exception_handler(Exception)
     def unforeseen(request: Request, error: Exception) -> JSONResponse:
         logging.getLogger(__name__).error("%s %s", request.method, request.url.path, exc_info=error)
-        return problem_response(500, f"unforeseen error, a fault of ours: {type(error).__name__}: {error}")
+        detail = f"unforeseen error, a fault of ours: {type(error).__name__}: {error}"
+        return error_response(request.url.path, 500, detail)

@@ -12,7 +12,7 @@ from fastapi.responses import FileResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field
 
-from posttrain.report.read import PhaseRecord, read_run
+from posttrain.report.read import PhaseRecord, listing, mapping, number, read_run
 from posttrain.report.summary import gate_verdicts, key_metric
 from posttrain.run.folder import NAME, RunFolder, files_below
 from posttrain.run.journal import read_lines
@@ -207,7 +207,7 @@ def get_metrics(
     for name in names:
         rows: list[dict[str, Any]] = []
         for row in read_lines(run.phase(name).metrics):
-            if int(row.get("step", 0)) > after_step:
+            if (number(row.get("step")) or 0) > after_step:
                 if len(rows) == limit:
                     more.append(name)
                     break
@@ -221,9 +221,9 @@ def get_metrics(
 def list_artifacts(run: Run) -> dict[str, Any]:
     """Every file of the run but links and what is being written, with the digest where a result names it."""
     digests = {
-        f"phases/{phase.name}/{output['path']}": output["sha256"]
+        f"phases/{phase.name}/{output.get('path')}": output.get("sha256")
         for phase in read_run(run, answers=False).phases
-        for output in phase.result.get("outputs", ())
+        for output in map(mapping, listing(phase.result.get("outputs")))
     }
     listed = []
     for path in files_below(run.path):

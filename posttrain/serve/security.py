@@ -10,7 +10,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from posttrain.serve.dashboard.login import login_page
-from posttrain.serve.problems import problem_response
+from posttrain.serve.problems import error_response
 from posttrain.serve.settings import MOST_BODY_BYTES, Settings
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -31,9 +31,9 @@ class Security:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        refusal = self._foreign(headers) or self._login(scope) or self._unknown(scope, headers)
+        refusal = self._foreign(scope["path"], headers) or self._login(scope) or self._unknown(scope, headers)
         if refusal is None and scope["type"] == "http":
-            body = await _read_body(headers, receive)
+            body = await _read_body(scope["path"], headers, receive)
             if isinstance(body, Response):
                 refusal = body
             else:
@@ -45,13 +45,13 @@ class Security:
         else:
             await send({"type": "websocket.close", "code": 1008})
 
-    def _foreign(self, headers: Headers) -> Response | None:
+    def _foreign(self, path: str, headers: Headers) -> Response | None:
         host = headers.get("host", "")
         if not self._is_ours(_name(host)):
-            return problem_response(421, f"host {host!r} is not served here; name it with --host-name")
+            return error_response(path, 421, f"host {host!r} is not served here; name it with --host-name")
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != host:
-            return problem_response(403, f"origin {origin!r} is another site than {host!r}")
+            return error_response(path, 403, f"origin {origin!r} is another site than {host!r}")
         return None
 
     def _is_ours(self, name: str) -> bool:
@@ -87,7 +87,7 @@ class Security:
         if "text/html" in headers.get("accept", ""):
             return login_page()
         detail = "the token is absent or wrong: send `Authorization: Bearer TOKEN`, or open the link that was printed"
-        return problem_response(401, detail, {"WWW-Authenticate": "Bearer"})
+        return error_response(scope["path"], 401, detail, {"WWW-Authenticate": "Bearer"})
 
     def _is_token(self, given: str) -> bool:
         return hmac.compare_digest(given.encode(), self.settings.token.encode())
@@ -101,9 +101,9 @@ def _name(host: str) -> str:
         return ""
 
 
-async def _read_body(headers: Headers, receive: Receive) -> bytes | Response:
+async def _read_body(path: str, headers: Headers, receive: Receive) -> bytes | Response:
     """All of it, or the refusal of one that is too long."""
-    too_long = problem_response(413, f"the body is longer than {MOST_BODY_BYTES:,} bytes")
+    too_long = error_response(path, 413, f"the body is longer than {MOST_BODY_BYTES:,} bytes")
     length = headers.get("content-length", "0")
     if not length.isdecimal() or int(length) > MOST_BODY_BYTES:
         return too_long

@@ -7,6 +7,7 @@ import pytest
 
 from posttrain.recipe.load import find
 from posttrain.recipe.types import CodeSource, FolderBase, PreparePhase
+from posttrain.run.journal import read_lines
 from posttrain.scoring import toolchains
 from tests.end_to_end.runs import posttrain
 
@@ -22,7 +23,12 @@ def test_a_quick_test_goes_from_mutants_to_the_last_evaluation(tmp_path: Path) -
     )
     counts = results["data"]["counts"]
     assert counts["trajectories.rows"] == counts["repairs.rows"] == 2 and counts["heldout.rows"] == 1
-    assert results["grpo"]["counts"]["episodes"] == 8
+    played = results["grpo"]["counts"]
+    assert played["episodes"] == 16 and played["masked_truncated"] < 16
+    # What was learned by heart is repaired again, but not each time: there is something to learn from.
+    assert played["steps_without_spread"] < 4
+    episodes = list(read_lines(tmp_path / "l" / "phases" / "grpo" / "samples.jsonl"))
+    assert any(episode["parts"]["solved"] == 1 for episode in episodes)
     assert {"heldout.compiles", "heldout.solved", "heldout.hack"} <= results["eval_grpo"]["metrics"].keys()
 
 

@@ -84,8 +84,13 @@ def test_bad_words_are_refused(source: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             run(str(source / "base"), *words)
-    with pytest.raises(ModelError, match="name its folder with --base"):
-        run(str(any_adapter(source / "base", tmp_path / "lost", base_model_name_or_path=None)), "--base", str(tmp_path))
+    lost = any_adapter(source / "base", tmp_path / "lost")
+    config = json.loads((lost / "adapter_config.json").read_text())
+    (lost / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "gone"}))
+    with pytest.raises(ModelError, match="an adapter on 'gone', which is no folder here: name its folder with --base"):
+        run(str(lost))
+    with pytest.raises(ModelError, match=f"--base {tmp_path} is no model folder here"):
+        run(str(lost), "--base", str(tmp_path))
     out = tmp_path / "out"
     (out / "hf").mkdir(parents=True)
     with pytest.raises(InputError, match="hf exists and was not written by an export"):

@@ -16,6 +16,7 @@ from posttrain.cli.main import main
 from posttrain.run.folder import RunFolder
 from posttrain.run.journal import read_lines
 from posttrain.run.lock import RunLock
+from posttrain.serve import control
 from tests.pipeline.command import SMALL, made_by
 
 Invoke = Callable[..., Result]
@@ -36,7 +37,7 @@ def finished(invoke: Invoke, tmp_path: Path) -> Path:
 
 
 def events(run: Path, *names: str) -> list[dict[str, object]]:
-    return [event for event in read_lines(run / "events.jsonl") if event["event"] in names]
+    return [event for event in read_lines(run / "events.jsonl") if event.get("event") in names]
 
 
 def test_a_finished_run_does_nothing_again(invoke: Invoke, finished: Path) -> None:
@@ -90,6 +91,21 @@ def test_a_torn_last_line_of_the_journal_is_tolerated(invoke: Invoke, finished: 
     assert "nothing left to do" in invoke("run", SMALL).output
     assert invoke("run", SMALL, "--from", "jobs").exit_code == 0
     assert [event["phases"] for event in events(finished, "redo_requested")] == [["jobs"]]
+
+
+def test_events_that_lack_what_they_should_name_are_survived(invoke: Invoke, finished: Path) -> None:
+    """As another version, or another program, may have written them."""
+    whole = made_by(finished)
+    half = ({"event": "phase_started"}, {"event": "redo_requested"}, {"event": "accepted", "phase": "calls"}, {}, 7)
+    append = [*half, {"event": "phase_started", "phase": "jobs"}]
+    with open(finished / "events.jsonl", "a") as journal:
+        journal.writelines(json.dumps(event) + "\n" for event in append)
+    assert invoke("status", "small_recipe").exit_code == 0
+    assert control.state_of(RunFolder(finished)).completed == ("words", "calls")
+    (finished / "phases" / "jobs" / "result.json").unlink()
+    again = invoke("run", SMALL)
+    assert again.exit_code == 0 and "jobs: the journal does not say of what it was begun" in again.output
+    assert made_by(finished) == whole
 
 
 def test_another_recipe_on_the_same_folder_is_refused_with_the_fields(invoke: Invoke, finished: Path) -> None:

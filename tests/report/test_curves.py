@@ -56,6 +56,9 @@ def test_a_far_threshold_does_not_flatten_the_curve():
 def test_one_point_and_constant_curves_are_drawn(points):
     panel = curves.curve_panel("loss", points, [], missing=0)
     assert "nan" not in panel.svg and panel.svg.count("<circle") == len(points)
+    under = re.findall(r">([^<>]*)</text>", panel.svg)[-2:]
+    first, last = points[0][0], points[-1][0]
+    assert under[1] == f"step {last}" and (under[0] == str(first)) == (len(points) > 1)
 
 
 def test_long_curves_are_thinned_and_say_so():

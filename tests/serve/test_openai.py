@@ -391,12 +391,46 @@ def test_bad_input_is_refused_in_openais_shape(server, path, body, param, says):
         assert error["param"] == param
 
 
-def test_an_unknown_model_a_wrong_token_and_a_body_that_is_no_json(client, server, tmp_path):
+def _asked(server, **how):
+    return openai.OpenAI(**{"base_url": f"{server.url}/v1", "api_key": TOKEN, "max_retries": 0} | how)
+
+
+REFUSED = [
+    ({"api_key": "wrong"}, openai.AuthenticationError, "the token is absent or wrong", "invalid_api_key"),
+    ({"default_headers": {"Authorization": ""}}, openai.AuthenticationError, "the token is absent", "invalid_api_key"),
+    ({"default_headers": {"Origin": "http://evil.example"}}, openai.PermissionDeniedError, "another site", None),
+    ({"default_headers": {"Host": "evil.example"}}, openai.APIStatusError, "not served here", None),
+]
+
+
+@pytest.mark.parametrize("how, kind, says, code", REFUSED)
+def test_who_may_not_ask_is_told_why_by_openais_client(server, how, kind, says, code):
+    with pytest.raises(kind, match=says) as refused:
+        _asked(server, **how).models.list()
+    error = refused.value
+    assert (error.type, error.param, error.code) == ("invalid_request_error", None, code)
+    assert says in error.body["message"] and error.body.keys() == {"message", "type", "param", "code"}
+
+
+def test_what_reaches_no_endpoint_is_refused_in_openais_shape_too(client, server):
+    with pytest.raises(openai.NotFoundError, match="POST /v1/embeddings: Not Found") as refused:
+        client.embeddings.create(model="tiny", input="x")
+    assert refused.value.type == "invalid_request_error"
+    with pytest.raises(openai.APIStatusError, match="GET /v1/completions: Method Not Allowed") as refused:
+        client.get("/completions", cast_to=str)
+    assert refused.value.status_code == 405 and refused.value.type == "invalid_request_error"
+    with pytest.raises(openai.APIStatusError, match="longer than 1,000,000 bytes") as refused:
+        client.completions.create(model="tiny", prompt="x" * 1_000_001)
+    assert refused.value.status_code == 413 and refused.value.type == "invalid_request_error"
+    elsewhere = httpx.get(f"{server.url}/api/nothing", headers={"Authorization": f"Bearer {TOKEN}"})
+    assert elsewhere.headers["content-type"] == "application/problem+json"
+    assert elsewhere.json()["detail"] == "GET /api/nothing: Not Found"
+
+
+def test_an_unknown_model_and_a_body_that_is_no_json(client, server, tmp_path):
     with pytest.raises(openai.NotFoundError) as refused:
         client.chat.completions.create(model="../../etc", messages=HELLO)
     assert refused.value.code == "model_not_found" and refused.value.param == "model"
-    with pytest.raises(openai.AuthenticationError):
-        openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0).models.list()
     head = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
     answer = httpx.post(f"{server.url}/v1/completions", content=b"{", headers=head)
     assert answer.status_code == 400 and "JSON" in answer.json()["error"]["message"]
@@ -455,7 +489,7 @@ def test_no_request_makes_the_server_fail(tmp_path):
             answer = case.call(headers=head)
             seen[case.operation.path, answer.status_code] += 1
             assert answer.status_code < 500, answer.text
-            if answer.status_code >= 400 and answer.status_code != 405:
+            if answer.status_code >= 400:
                 assert answer.json().keys() == {"error"}, answer.text
 
         answers()

@@ -5,6 +5,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,8 @@ def test_status_and_list_say_what_the_command_says(at: tuple[Client, Settings], 
     assert (told["state"], told["recipe"], told["flags"]["seed"], told["seed"]) == ("finished", "smoke", 3, 3)
     assert {phase["status"] for phase in told["phases"]} <= {"complete", "skipped"} and told["run_id"]
     assert smoke in [run["name"] for run in client.get("/api/runs").json()["data"]]
+    made = json.loads((settings.runs_dir / smoke / "run.json").read_text())["created_at"]
+    assert told["created"] == datetime.fromisoformat(made).timestamp()
     said = posttrain("status", smoke, "--runs-dir", settings.runs_dir, cwd=settings.runs_dir).stdout
     for phase in told["phases"]:
         assert phase["name"] in said

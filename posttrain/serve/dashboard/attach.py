@@ -5,6 +5,7 @@ from fastapi.responses import RedirectResponse
 from nicegui import core, ui
 
 from posttrain.serve.dashboard import chat, data, datasets, episodes, report, run, runs
+from posttrain.serve.dashboard.frame import nowhere
 from posttrain.serve.dashboard.site import ROOT, Site
 from posttrain.serve.settings import Settings
 
@@ -24,4 +25,6 @@ def add_pages(app: FastAPI, settings: Settings) -> None:
     core.app.user_middleware.clear()
     for part in PARTS:
         part.pages(site)
-    ui.run_with(app, title="posttrain", dark=None, mount_path=ROOT, tailwind=False, show_welcome_message=False)
+    ui.run_with(
+        app, root=nowhere, title="posttrain", dark=None, mount_path=ROOT, tailwind=False, show_welcome_message=False
+    )

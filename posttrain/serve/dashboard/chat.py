@@ -1,7 +1,6 @@
 """A conversation with a run's model, and the same one with its base beside it."""
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from posttrain.chat.conversation import Conversation, Message
 from posttrain.errors import ChatFormatError, PosttrainError
+from posttrain.report.read import read_object
 from posttrain.run.folder import RunFolder
 from posttrain.serve.asking import Ask, generation_of
 from posttrain.serve.dashboard.frame import apart, button, frame, markup, page, refill, tell
@@ -42,8 +42,7 @@ def states_of(run: RunFolder) -> list[str]:
     """Phases whose result is a model, the latest first."""
     found: list[str] = []
     for phase in recipe_of(run).phases:
-        result = run.phase(phase.name).result
-        if result.is_file() and json.loads(result.read_text())["state"] is not None:
+        if read_object(run.phase(phase.name).result, {}).get("state") is not None:
             found.insert(0, phase.name)
     return found
 

@@ -12,7 +12,7 @@ from posttrain.chat.render import Renderer
 from posttrain.data.shard import Shard
 from posttrain.recipe.types import PreparePhase, Recipe
 from posttrain.run.folder import RunFolder
-from posttrain.serve.dashboard.frame import apart, button, frame, markup, page, refill
+from posttrain.serve.dashboard.frame import apart, button, frame, markup, page, refill, stepping
 from posttrain.serve.dashboard.site import ROOT, Site, recipe_of, renderer_of
 
 MOST_TOKENS = 6_000
@@ -78,13 +78,8 @@ class _Viewer:
             button("Next", lambda: self._step(1))
         self.facts = markup()
         self.shown = markup("data_none")
-        ui.keyboard(on_key=self._key, ignore=["input", "select", "textarea"])
+        stepping(self._step)
         ui.timer(0.0, self.show, once=True)
-
-    async def _key(self, event: Any) -> None:
-        """j and k: the next one and the one before."""
-        if event.action.keydown and event.key.name in ("j", "k"):
-            await self._step(1 if event.key.name == "j" else -1)
 
     async def _step(self, count: int) -> None:
         await self._go_to(max(1, int(self.item.value or 1) + count))

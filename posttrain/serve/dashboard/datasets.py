@@ -15,8 +15,9 @@ from posttrain.report.read import listing, mapping, read_object
 from posttrain.run.existing import run_names
 from posttrain.run.folder import RunFolder
 from posttrain.serve.dashboard.data import Item
-from posttrain.serve.dashboard.frame import apart, button, frame, markup, page, refill, watched
+from posttrain.serve.dashboard.frame import apart, button, frame, markup, page, refill, stepping, watched
 from posttrain.serve.dashboard.site import ROOT, Site
+from posttrain.serve.datasets import find_dataset
 
 LOOK_EVERY_S = 5.0
 
@@ -39,14 +40,18 @@ def pages(site: Site) -> None:
 
     @page("/dataset/{key}")
     def dataset_page(key: str, row: int = 1) -> None:
-        stored = site.settings.registry.find(key)
-        with frame(key, here="datasets"):
+        stored = find_dataset(site.settings.registry, key)
+        rows = stored.manifest["counts"]["rows"]
+
+        def step(by: int) -> None:
+            number.set_value(min(max(1, int(number.value or 1) + by), rows))
+
+        with frame(stored.key, here="datasets"):
             lineage = markup()
             with ui.element("div").classes("toolbar filters"):
-                number = ui.number("Row", value=row, min=1, max=stored.manifest["counts"]["rows"], precision=0)
-                number.props("outlined dense")
-                button("Previous", lambda: number.set_value(max(1, int(number.value or 1) - 1)))
-                button("Next", lambda: number.set_value(int(number.value or 1) + 1))
+                number = ui.number("Row", value=row, min=1, max=rows, precision=0).props("outlined dense")
+                button("Previous", lambda: step(-1))
+                button("Next", lambda: step(1))
             shown = markup("data_none")
 
             async def show() -> None:
@@ -62,6 +67,7 @@ def pages(site: Site) -> None:
                 await show()
 
             number.on_value_change(show)
+            stepping(step)
             ui.timer(0.0, begin, once=True)
 
 

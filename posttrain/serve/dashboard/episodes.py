@@ -10,7 +10,7 @@ from posttrain.report.episodes import Choice, EpisodeIndex, Head, Order, Outcome
 from posttrain.report.read import read_run
 from posttrain.rollout.episodes import Ended
 from posttrain.run.folder import RunFolder
-from posttrain.serve.dashboard.frame import apart, button, every, frame, markup, page, refill
+from posttrain.serve.dashboard.frame import apart, button, every, frame, markup, page, refill, stepping
 from posttrain.serve.dashboard.site import ROOT, Site
 
 PAGE_ROWS = 20
@@ -72,15 +72,15 @@ class _Episodes:
             with ui.element("section").classes("choose"):
                 self.table = ui.element("div").classes("scroll")
                 with ui.element("div").classes("toolbar"):
-                    button("Before", lambda: self._turn(-1))
-                    button("After", lambda: self._turn(1))
+                    self.back = button("Previous", lambda: self._turn(-1))
+                    self.on = button("Next", lambda: self._turn(1))
                     self.told = ui.label().classes("note")
             with ui.element("section").classes("opened"):
                 with ui.element("div").classes("toolbar"):
                     self.other = ui.select({"": "nothing"}, value="", label="Beside it", on_change=self._lay_beside)
                     self.other.props("outlined dense").classes("grow")
                 self.sides = markup("episodes_none")
-        ui.keyboard(on_key=self._key, ignore=["input", "select", "textarea"])
+        stepping(self._step)
         every(LOOK_EVERY_S, self.look)
 
     def _select(self, label: str, options: Any, value: str, field: str) -> None:
@@ -95,9 +95,12 @@ class _Episodes:
         self.choice, self.page = replace(self.choice, **changed), 0
         await self.look()
 
+    @property
+    def last_page(self) -> int:
+        return max(0, (self.listed.chosen - 1) // PAGE_ROWS)
+
     async def _turn(self, pages: int) -> None:
-        last = max(0, (self.listed.chosen - 1) // PAGE_ROWS)
-        self.page = min(max(0, self.page + pages), last)
+        self.page = min(max(0, self.page + pages), self.last_page)
         await self.look()
 
     async def _other_phase(self) -> None:
@@ -109,10 +112,9 @@ class _Episodes:
             self.beside = event.value or ""
             await self._show()
 
-    async def _key(self, event: Any) -> None:
-        """j and k: the next one and the one before."""
-        if event.action.keydown and event.key.name in ("j", "k") and self.opened in self.listed.numbers:
-            place = self.listed.numbers.index(self.opened) + (1 if event.key.name == "j" else -1)
+    async def _step(self, by: int) -> None:
+        if self.opened in self.listed.numbers:
+            place = self.listed.numbers.index(self.opened) + by
             if 0 <= place < len(self.listed.numbers):
                 await self._open(self.listed.numbers[place])
 
@@ -129,7 +131,10 @@ class _Episodes:
     def _fill_table(self) -> None:
         listed = self.listed
         unread = "" if listed.at_end else ", reading on …"
-        self.told.set_text(f"{listed.chosen:,} of {listed.known:,}{unread}; page {self.page + 1}")
+        pages = f"page {self.page + 1:,} of {self.last_page + 1:,}"
+        self.told.set_text(f"{listed.chosen:,} of {listed.known:,}{unread}; {pages}")
+        for turn, is_over in ((self.back, self.page == 0), (self.on, self.page >= self.last_page)):
+            turn.props("disabled") if is_over else turn.props(remove="disabled")
         self.table.clear()
         self.rows: dict[int, ui.element] = {}
         with self.table, ui.element("table").classes("list picks"), ui.element("tbody"):

@@ -21,6 +21,8 @@ STYLE = "".join(
 )
 KEEP_FOCUS = Path(__file__).with_name("keep_focus.js").read_text()
 RUN_PAGES = {"": "Overview", "/episodes": "Episodes", "/data": "Data", "/report": "Report", "/chat": "Chat"}
+CLOSE = [{"label": "Close", "color": "white"}]
+"""Of a message in red."""
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
@@ -49,14 +51,23 @@ def page(path: str) -> Callable[[Callable[Given, None]], Callable[Given, None]]:
                 build(*given, **named)
             except PosttrainError as error:
                 ui.context.slot.parent.clear()
-                ui.status_code(error.status if isinstance(error, Problem) else 422)
-                with frame("Not to be shown"):
-                    ui.label(redact(str(error))).props("role=alert").classes("fault")
+                _refused(error.status if isinstance(error, Problem) else 422, str(error))
 
         ui.page(path)(built)
         return built
 
     return decorate
+
+
+def nowhere() -> None:
+    """What is at every address that no page has."""
+    _refused(404, "There is no such page. The links above lead to those that there are.")
+
+
+def _refused(status: int, why: str) -> None:
+    ui.status_code(status)
+    with frame("Not found" if status == 404 else "Not to be shown"):
+        ui.label(redact(why)).props("role=alert").classes("fault")
 
 
 def markup(name: str = "", tag: str = "div", **given: Any) -> ui.html:
@@ -94,7 +105,7 @@ async def apart(function: Callable[Given, Result], *given: Given.args, **named: 
 
 
 def tell(error: Exception) -> None:
-    ui.notify(redact(str(error)), type="negative", multi_line=True, timeout=12_000, close_button="Close")
+    ui.notify(redact(str(error)), type="negative", multi_line=True, position="top", timeout=12_000, actions=CLOSE)
 
 
 def button(told: str, do: Callable[[], Any], kind: str = "") -> ui.element:
@@ -103,6 +114,16 @@ def button(told: str, do: Callable[[], Any], kind: str = "") -> ui.element:
     with made:
         ui.label(told)
     return made
+
+
+def stepping(step: Callable[[int], Any]) -> None:
+    """`j` and `k` call it with 1 and -1: the next one and the one before."""
+
+    def pressed(event: Any) -> Any:
+        if event.action.keydown and event.key.name in ("j", "k"):
+            return step(1 if event.key.name == "j" else -1)
+
+    ui.keyboard(on_key=pressed, ignore=["input", "select", "textarea"])
 
 
 def every(seconds: float, look: Callable[[], Awaitable[None]]) -> ui.timer:

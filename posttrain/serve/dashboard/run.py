@@ -188,7 +188,8 @@ def _with_last_steps(site: Site, run: RunFolder, phase: PhaseRecord, events: Seq
     seconds = phase.seconds
     if phase.status == "running":
         begun = [event for event in events if event.get("phase") == phase.name and event.get("event") in BEGINS]
-        seconds = max(time.time() - begun[-1]["time"], 0.0)
+        since = number(begun[-1].get("time"))
+        seconds = None if since is None else max(time.time() - since, 0.0)
     return replace(phase, metrics=metrics, seconds=seconds)
 
 

@@ -37,7 +37,7 @@ def _new_run(site: Site) -> None:
     with ui.dialog() as dialog, ui.card().classes("dialog"):
         ui.html("New run", tag="h2")
         recipe = ui.select(shipped_names(), value="smoke", label="Recipe").props("outlined dense autofocus")
-        name = ui.input("Name", placeholder="the recipe's, with its changed flags").props("outlined dense")
+        name = ui.input("Name", placeholder="the recipe's, with its changed flags").props("outlined dense stack-label")
         fields = ui.element("div").classes("fields")
 
         def show_flags() -> None:
@@ -78,15 +78,16 @@ def _field(flag: Flag, given: dict[str, FlagValue]) -> None:
 
     label = flag.name.replace("_", " ")
     made: Any
-    if flag.choices:
-        made = ui.select(list(flag.choices), value=flag.default, label=label)
-    elif flag.type is bool:
-        made = ui.switch(label, value=bool(flag.default))
-    elif flag.type in (int, float):
-        made = ui.number(label, value=flag.default)  # type: ignore[arg-type]  # a number: its type says so
-    else:
-        made = ui.input(label, value=str(flag.default or ""))
-    if flag.type is not bool or flag.choices:
-        made.props("outlined dense")
-    made.tooltip(flag.help)
+    with ui.element("div"):
+        if flag.choices:
+            made = ui.select(list(flag.choices), value=flag.default, label=label)
+        elif flag.type is bool:
+            made = ui.switch(label, value=bool(flag.default))
+        elif flag.type in (int, float):
+            made = ui.number(label, value=flag.default)  # type: ignore[arg-type]  # a number: its type says so
+        else:
+            made = ui.input(label, value=str(flag.default or ""))
+        if flag.type is not bool or flag.choices:
+            made.props("outlined dense")
+        ui.label(flag.help).classes("hint")
     made.on_value_change(lambda event: changed(event.value))

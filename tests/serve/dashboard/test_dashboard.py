@@ -4,6 +4,7 @@ import json
 import re
 import time
 
+import httpx
 import pytest
 
 from posttrain.recipe.load import find
@@ -11,6 +12,7 @@ from posttrain.run import recipe_file
 from posttrain.run.folder import RunFolder
 from posttrain.run.lock import holder
 from tests.report.runs import FakeRun, evaluate, gate, phase
+from tests.serve.serving import TOKEN
 
 HOSTILE = (
     "<img src=x onerror=\"window.hacked=1\"><script>window.hacked=1</script><svg onload='window.hacked=1'>"
@@ -183,14 +185,78 @@ def test_a_wrong_token_leads_to_the_login_page(served, open_browser, heard):
     assert len(heard.complaints) == 1 and "401" in heard.complaints.pop()
 
 
+def registered(served):
+    """Three traces, as the dataset duels@v1."""
+    if served.settings.registry.all_keys():
+        return
+    build = {"dataset_name": "duels", "dataset_version": "v1", "limit": 3, "selection_strategy": "latest"}
+    with httpx.Client(base_url=served.address, headers={"Authorization": f"Bearer {TOKEN}"}) as client:
+        asked = {"count": 3, "seed": 1, "persist": True}
+        client.post("/api/ungar/high-card-duel/generate", json=asked).raise_for_status()
+        client.post("/api/datasets/build", json=build | {"filters": {}}).raise_for_status()
+
+
+def test_a_dataset_is_read_row_by_row(served, open_browser):
+    registered(served)
+    page = open_browser()
+    page.goto(served.page("/datasets"))
+    page.get_by_role("link", name="duels@v1").click()
+    page.locator(".lineage, .tree", has_text="3 rows from traces").wait_for()
+    rows = [json.loads(line) for line in served.settings.registry.find("duels@v1").rows.read_text().splitlines()]
+    page.locator("article h3", has_text=rows[0]["id"]).wait_for()
+    page.get_by_role("button", name="Next").click()
+    page.locator("article h3", has_text=rows[1]["id"]).wait_for()
+    marked = page.locator("article mark").all_inner_texts()
+    assert marked == [one["content"] for one in rows[1]["conversation"]["messages"] if one["role"] == "assistant"]
+    page.locator("h1").click()
+    for key, row in (("j", 3), ("j", 3), ("k", 2)):
+        page.locator("body").press(key)
+        page.wait_for_url(re.compile(f"row={row}$"))
+        page.locator("article h3", has_text=rows[row - 1]["id"]).wait_for()
+        assert page.get_by_label("Row").input_value() == str(row)
+
+
+WAYS_TO_NOTHING = [
+    ("/run/nosuch", "there is no run 'nosuch'"),
+    ("/dataset/no@v1", "there is no dataset 'no@v1'"),
+    ("/nowhere", "no such page"),
+]
+
+
+@pytest.mark.parametrize("path, says", WAYS_TO_NOTHING)
+def test_what_is_not_there_is_told_on_a_page_that_leads_on(served, open_browser, heard, path, says):
+    page = open_browser()
+    assert page.goto(served.page(path)).status == 404
+    assert says in page.get_by_role("alert").inner_text()
+    page.get_by_role("link", name="Datasets").click()
+    page.get_by_role("heading", name="Datasets").wait_for()
+    # The browser itself complains of the 404 that was asked for, and of nothing else.
+    assert len(heard.complaints) == 1 and "404" in heard.complaints.pop()
+
+
+def test_a_name_that_is_none_is_refused_in_the_dialog(served, open_browser):
+    page = open_browser()
+    page.get_by_role("button", name="New run").click()
+    page.get_by_text("Held-out").first.wait_for()
+    page.get_by_label("Name").fill("Not A Name")
+    page.get_by_role("button", name="Start", exact=True).click()
+    page.get_by_text("run name 'Not A Name' is not allowed").wait_for()
+    assert page.get_by_role("button", name="Start", exact=True).is_enabled()
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_every_page_fits_a_phone(served, open_browser, dark):
     hostile_run(served.settings)
+    registered(served)
     page = open_browser(width=390, height=844, dark=dark)
-    for path in ("/", "/datasets", "/run/hostile", "/run/hostile/episodes", "/run/hostile/report"):
+    for path in ("/", "/datasets", "/dataset/duels@v1", "/run/hostile", "/run/hostile/episodes", "/run/hostile/report"):
         page.goto(served.page(path))
         page.wait_for_timeout(1200)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
+        cut = page.evaluate(
+            "[...document.querySelectorAll('.scroll')].filter(one => one.scrollWidth > one.clientWidth)"
+        )
+        assert cut == [], path
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == dark
 

@@ -16,9 +16,8 @@ import torch
 from torch import nn
 
 from posttrain.engine.mxfp4 import PackedExperts
+from posttrain.engine.packing import row_multiple
 
-LARGEST_MULTIPLE = 64
-"""Rows of an expert are filled up to at most this multiple: oneDNN compiles a kernel for every new shape it meets."""
 GROUP_ROWS = 1024
 """An expert joins a group of up to so many rows: what the gate works on stays in the caches, and memory small."""
 GROUP_FILL = 0.9
@@ -54,12 +53,6 @@ class Routing:
     place_Tk: Tensor
     """The row of each token's k-th choice."""
     groups: tuple[Group, ...]
-
-
-def row_multiple(rows: int, num_experts: int) -> int:
-    """The power of two that rows are filled up to: at most a quarter of an expert's mean share of them."""
-    share = rows // (4 * num_experts)
-    return 1 if share < 2 else min(LARGEST_MULTIPLE, 1 << (share.bit_length() - 1))
 
 
 def plan_groups(count_E: Sequence[int], multiple: int) -> tuple[tuple[Group, ...], list[int]]:

@@ -13,7 +13,7 @@ import torch
 from posttrain.engine.attention import AttentionPlan, Segment
 
 LARGEST_MULTIPLE = 64
-"""Rows are filled up to at most this multiple, where they are."""
+"""Rows are filled up to at most this multiple: oneDNN compiles a kernel for every new shape it meets."""
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,19 @@ def pack(items: Sequence[Item], first_sequence: int) -> MicroBatch:
     )
 
 
+def row_multiple(rows: int, parts: int) -> int:
+    """The power of two that rows are filled up to: at most a quarter of a part's mean share of them."""
+    share = rows // (4 * parts)
+    return 1 if share < 2 else min(LARGEST_MULTIPLE, 1 << (share.bit_length() - 1))
+
+
 def filled_up(batch: MicroBatch) -> MicroBatch:
     """The row with at most a sixteenth of it once more at its end, as a document of its own that nobody looks at.
 
-    Its length is then one of few: oneDNN compiles a kernel for every length that it meets.
+    Its length is then one of few.
     """
     length = batch.input_ids_1T.shape[1]
-    missing = -length % min(LARGEST_MULTIPLE, 1 << max(0, (length // 16).bit_length() - 1))
+    missing = -length % row_multiple(length, 4)
     if not missing:
         return batch
     return replace(

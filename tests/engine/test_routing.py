@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from posttrain.engine.batched import plan_groups, route, row_multiple
+from posttrain.engine.batched import plan_groups, route
 from posttrain.engine.forward import batch_logprobs
 from posttrain.engine.model import load_model
-from posttrain.engine.packing import filled_up, pack
+from posttrain.engine.packing import filled_up, pack, row_multiple
 from posttrain.engine.routing import RoutingWatch
 from tests.engine.test_exactness import as_item, documents
 from tests.engine.toys import save_toy

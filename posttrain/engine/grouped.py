@@ -1,6 +1,6 @@
 """Mixture-of-experts products over all experts at once, for devices where a loop over experts would leave cores idle.
 
-The same mathematics as `posttrain.engine.batched`, with `torch._grouped_mm` in place of batches of experts and the
+The same mathematics as `posttrain.engine.joined`, with `torch._grouped_mm` in place of a product per expert and the
 elementwise work between two products fused. Nothing waits for the device: how many rows each expert has stays a tensor.
 
 Axes: T token, k choice of a token, P routed row (sorted by expert, each expert's rows filled up to a multiple),
@@ -203,7 +203,7 @@ def _combined(
 class GroupedExperts(torch.autograd.Function):
     """Rows through their experts, weighted and summed per token; keeps the input and the up projection's output.
 
-    The router's weight's gradient is g · (a·W + bias) = (g·Wᵀ) · a + g · bias, as in `posttrain.engine.batched`.
+    The router's weight's gradient is g · (a·W + bias) = (g·Wᵀ) · a + g · bias, as in `posttrain.engine.joined`.
     """
 
     @staticmethod
@@ -258,6 +258,7 @@ def grouped_experts(
     routing = route_grouped(indices_Tk, weights_Tk.detach(), experts.num_experts)
     gate, keep = experts._apply_gate, torch.is_grad_enabled()
     (up_tensors, up_parts), (down_tensors, down_parts) = up, down
+    up_parts, down_parts = ((parts.scale, parts.transposed, parts.packed) for parts in (up_parts, down_parts))
     return GroupedExperts.apply(
         hidden_TH, weights_Tk, routing, gate, keep, dtype, up_parts, down_parts, *up_tensors, *down_tensors
     )

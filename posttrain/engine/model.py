@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from posttrain.engine import adapters
 from posttrain.engine.attention import NAME as ATTENTION
 from posttrain.engine.experts import NAME as EXPERTS
+from posttrain.engine.experts import make_room
 from posttrain.engine.mxfp4 import PACKED_EXPANSION, PackedExperts
 from posttrain.engine.nf4 import hold_nf4
 from posttrain.errors import MachineError, ModelError
@@ -226,6 +227,8 @@ def hold_frozen(model: PreTrainedModel, precision: Precision) -> None:
                 frozen = not parameter.requires_grad and id(parameter) not in residual
                 lower = precision != "float32" and matrices and frozen
                 parameter.data = parameter.data.to(torch.bfloat16 if lower else torch.float32)
+        if adapters.is_experts(module):
+            make_room(module)
 
 
 def unfreeze_adapter(model: nn.Module) -> None:

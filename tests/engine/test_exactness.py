@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from posttrain.engine import adapters
 from posttrain.engine.device import prepare_device
 from posttrain.engine.forward import batch_logprobs, hidden_states, next_logits
-from posttrain.engine.model import load_model, trainable, unfreeze_adapter
+from posttrain.engine.model import hold_frozen, load_model, trainable, unfreeze_adapter
 from posttrain.engine.packing import Item, pack
 from posttrain.errors import MachineError, ModelError
 from posttrain.phases.loop import require_training_memory
@@ -150,7 +150,8 @@ def test_adapter_made_here_gives_the_same_logits_in_stock_peft(any_toy, any_adap
     torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-5)
 
 
-def test_adapter_gradients_equal_stock_peft(any_toy, any_adapter):
+@pytest.mark.parametrize("held", [False, True], ids=["as loaded", "held for training"])
+def test_adapter_gradients_equal_stock_peft(any_toy, any_adapter, held):
     stock = PeftModel.from_pretrained(
         stock_model(any_toy),
         any_adapter,
@@ -158,6 +159,8 @@ def test_adapter_gradients_equal_stock_peft(any_toy, any_adapter):
     )
     model = load_model(any_toy, any_adapter)
     unfreeze_adapter(model)
+    if held:
+        hold_frozen(model, "float32")
     ids = documents(4, [25])[0]
     (-batch_logprobs(model, pack([as_item(ids)], 0), "float32").mean()).backward()
     labels = torch.from_numpy(ids.astype(np.int64))
@@ -171,6 +174,23 @@ def test_adapter_gradients_equal_stock_peft(any_toy, any_adapter):
         cosine = torch.nn.functional.cosine_similarity(gradient.flatten(), reference[name].flatten(), dim=0)
         assert cosine > 0.9999, (name, cosine)
         assert abs(gradient.norm() / reference[name].norm() - 1) < 1e-4, name
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_held_weights_give_the_same_with_every_new_adapter(any_toy, any_adapter, precision):
+    docs = [as_item(ids) for ids in documents(4, [25, 60])]
+    model, held = (load_model(any_toy, any_adapter) for _ in range(2))
+    weights = {name: parameter.clone() for name, parameter in held.named_parameters()}
+    hold_frozen(held, precision)
+    for factor in (1.0, -2.0):
+        with torch.no_grad():
+            for _, module in (*adapters.adapted(model), *adapters.adapted(held)):
+                module.lora_B.mul_(factor)
+            expected, found = (batch_logprobs(one, pack(docs, 0), precision) for one in (model, held))
+        torch.testing.assert_close(found, expected, atol=2e-5 if precision == "float32" else 0.05, rtol=1e-5)
+    for name, parameter in held.named_parameters():
+        if ".lora_" not in name:
+            assert torch.equal(parameter, weights[name].to(parameter.dtype)), name
 
 
 def test_only_the_adapter_is_trained(toy, toy_adapter):

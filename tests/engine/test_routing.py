@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from posttrain.engine.batched import plan_groups, route
 from posttrain.engine.forward import batch_logprobs
+from posttrain.engine.joined import route
 from posttrain.engine.model import load_model
 from posttrain.engine.packing import filled_up, pack, row_multiple
 from posttrain.engine.routing import RoutingWatch
@@ -42,45 +42,28 @@ def test_a_dense_model_has_no_routing(tmp_path):
 def test_rows_are_sorted_and_filled_up_with_rows_of_no_weight():
     indices = torch.tensor([[2, 0], [0, 3], [3, 2]] * 16)
     weights = torch.rand(48, 2, generator=torch.Generator().manual_seed(0)) + 0.1
-    routing = route(indices, weights, num_experts=4)
-    rows = {}
-    for group in routing.groups:
-        members = group.of(torch.arange(len(routing.token_P))[group.rows, None])[..., 0]
-        assert members.shape[1] % row_multiple(96, 4) == 0
-        rows |= dict(zip(routing.expert_E[group.experts].tolist(), members.tolist(), strict=True))
-    assert rows.keys() == {0, 2, 3}, "expert 1 has no rows"
-    assert sorted(row for own in rows.values() for row in own) == list(range(len(routing.token_P)))
+    routing = route(indices, weights, num_experts=4, multiple=8)
+    assert routing.count_E == [32, 0, 32, 32]
+    rows = dict(zip(range(4), torch.arange(96).split(routing.count_E), strict=True))
     for token in range(48):
         for choice in range(2):
-            row = int(routing.place_Tk[token, choice])
-            assert row in rows[int(indices[token, choice])]
+            row, expert = int(routing.place_Tk[token, choice]), int(indices[token, choice])
+            assert row in rows[expert]
             assert routing.token_P[row] == token
-            assert routing.weight_P[row] == weights[token, choice]
-    used = torch.zeros(len(routing.token_P), dtype=torch.bool)
+            assert routing.weight_P1[row] == weights[token, choice]
+            assert routing.pair_P[row] == token * 4 + expert
+    assert routing.place_Tk.unique().numel() == 96
+
+
+def test_rows_that_fill_up_have_no_weight_and_no_adapter():
+    indices = torch.tensor([[2, 0], [0, 3], [3, 2]])
+    routing = route(indices, torch.ones(3, 2), num_experts=4, multiple=8)
+    assert routing.count_E == [8, 0, 8, 8]
+    used = torch.zeros(24, dtype=torch.bool)
     used[routing.place_Tk.reshape(-1)] = True
-    assert used.sum() == 96
-    assert routing.weight_P[~used].eq(0).all()
-
-
-def test_experts_with_like_loads_share_a_group():
-    groups, start_E = plan_groups([500, 490, 240, 230, 220, 200, 5, 3, 0], multiple=64)
-    # 512 and 512 rows; 256 (four are as many as fit); 64 and 64; nothing.
-    assert [(group.experts, group.rows) for group in groups] == [
-        (slice(0, 2), slice(0, 1024)),
-        (slice(2, 6), slice(1024, 2048)),
-        (slice(6, 8), slice(2048, 2176)),
-    ]
-    assert start_E == [0, 512, 1024, 1280, 1536, 1792, 2048, 2112, 2176]
-
-
-def test_experts_of_unlike_loads_do_not():
-    groups, _ = plan_groups([500, 300, 290], multiple=64)
-    assert [group.experts for group in groups] == [slice(0, 1), slice(1, 3)]
-
-
-def test_a_group_has_a_limit_of_rows():
-    groups, _ = plan_groups([1100, 1090, 600, 600], multiple=64)
-    assert [group.experts for group in groups] == [slice(number, number + 1) for number in range(4)]
+    assert used.sum() == 6
+    assert routing.weight_P1[~used].eq(0).all() and routing.token_P[~used].eq(0).all()
+    assert routing.pair_P[~used].eq(12).all(), "one more than there are pairs"
 
 
 @pytest.mark.parametrize(("length", "filled"), [(15, 15), (16, 16), (33, 34), (1000, 1024), (1309, 1344), (4033, 4096)])

@@ -1,6 +1,7 @@
 """IPO on two CPU cores against TRL + PEFT, the reference pass included: `python -m bench.preference_cpu`.
 
-Prompts of about 150 tokens, answers of about 90, four pairs a step.
+Prompts of about 150 tokens, answers of about 90. A request is what a phase does: the reference's pass over all pairs,
+then steps of four. The peer's cells make that pass with each step, or "ahead" over all pairs as ours does.
 """
 
 import argparse
@@ -9,23 +10,26 @@ import numpy as np
 
 from bench import training
 from bench.toy import random_rows
+from bench.worker import PAIRS_PER_STEP
+
+WARM_UP = 2
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.preference_cpu", description=__doc__)
-    parser.add_argument("--pairs-per-step", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=6, help="optimizer steps of a request")
+    parser.add_argument("--requests", type=int, default=5)
     options = parser.parse_args()
+    count = options.steps * PAIRS_PER_STEP
     requests = []
-    for seed in range(training.WARM_UP + options.steps):
+    for seed in range(WARM_UP + options.requests):
         rng = np.random.default_rng(seed)
         lengths = [
-            (int(rng.integers(130, 171)), int(rng.integers(70, 111)), int(rng.integers(70, 111)))
-            for _ in range(options.pairs_per_step)
+            (int(rng.integers(130, 171)), int(rng.integers(70, 111)), int(rng.integers(70, 111))) for _ in range(count)
         ]
         requests.append({"pairs": [random_rows(list(three), seed * 100 + i) for i, three in enumerate(lengths)]})
-    units = [options.pairs_per_step] * len(requests)
-    training.run("preference_cpu_256x4", "preference", "pairs", (256, 4), requests, units, full=True)
+    units = [count] * len(requests)
+    training.run("preference_cpu_256x4", "preference", "pairs", (256, 4), requests, units, full=True, warm_up=WARM_UP)
 
 
 if __name__ == "__main__":

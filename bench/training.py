@@ -65,23 +65,26 @@ class Side:
 
 def cells(objective: str, full: bool) -> list[dict[str, Any]]:
     """The peer's cells; without `full` those without recompute, which only costs time."""
-    found = []
+    found: list[dict[str, Any]] = []
     for packed in (False, True) if objective == "sft" else (False,):
         for recompute in (False, True) if full else (False,):
             for experts in ("eager", "grouped_mm"):
                 found.append({"packed": packed, "recompute": recompute, "experts": experts, "precision": "bfloat16"})
-    return [*found, {"packed": False, "recompute": False, "experts": "eager", "precision": "float32"}]
+    found.append({"packed": False, "recompute": False, "experts": "eager", "precision": "float32"})
+    # The reference's pass over all pairs before the first step, or over each step's pairs with it.
+    return [cell | {"ahead": ahead} for ahead in (False, True)[: 1 + (objective == "preference")] for cell in found]
 
 
 def name_of(cell: dict[str, Any]) -> str:
     layout = "packed*" if cell["packed"] else "padded"
-    return f"TRL {layout} {cell['experts']} {'recompute ' if cell['recompute'] else ''}{cell['precision']}"
+    more = "".join(f"{name} " for name in ("ahead", "recompute") if cell[name])
+    return f"TRL {layout} {cell['experts']} {more}{cell['precision']}"
 
 
 def check(folder: Path, objective: str, request: Request) -> dict[str, float]:
     """Loss and gradients of both sides in float32 on the same rows; raises where they differ."""
     stored, losses = {}, {}
-    peer = {"side": "trl", "packed": False, "recompute": False, "experts": "eager"}
+    peer = {"side": "trl", "packed": False, "recompute": False, "experts": "eager", "ahead": False}
     for name, spec in (("ours", {"side": "ours"}), ("trl", peer)):
         with Side(folder=str(folder), objective=objective, precision="float32", **spec) as side:
             path = folder / f"{name}.safetensors"
@@ -97,16 +100,22 @@ def check(folder: Path, objective: str, request: Request) -> dict[str, float]:
 
 
 def run(
-    name: str, objective: str, unit: str, size: tuple[int, int], requests: list[Request], units: list[int], full: bool
+    name: str,
+    objective: str,
+    unit: str,
+    size: tuple[int, int],
+    requests: list[Request],
+    units: list[int],
+    full: bool,
+    warm_up: int = WARM_UP,
 ) -> None:
-    """Check, some timed steps of every cell, then ours and the best cell in turn; prints and stores it all.
+    """Check, some timed requests of every cell, then ours and the best cell in turn; prints and stores it all.
 
-    `units` counts what each request holds. The first `WARM_UP` requests warm up the sides that go in turn.
+    `units` counts what each request holds. The first `warm_up` requests warm up the sides that go in turn.
     """
-    hidden_size, num_layers = size
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        make_toy(folder, hidden_size, num_layers)
+        make_toy(folder, *size)
         agreement = check(folder, objective, requests[0])
         print(f"float32: loss differs by {agreement['loss_difference']:.1e}, cosine {agreement['gradient_cosine']:.7f}")
         rows: list[dict[str, Any]] = []
@@ -136,9 +145,9 @@ def run(
             for number, (request, count) in enumerate(zip(requests, units, strict=True)):
                 for row, side in sides:
                     answer = side.step(request)
-                    row["cold_rates" if number < WARM_UP else "rates"].append(count / answer["seconds"])
+                    row["cold_rates" if number < warm_up else "rates"].append(count / answer["seconds"])
                     row["peak_bytes"] = answer["peak_bytes"]
-    report(name, unit, [*ours.values(), *rows], best, agreement, hidden_size, num_layers)
+    report(name, unit, [*ours.values(), *rows], best, agreement, size, warm_up)
 
 
 def report(
@@ -147,12 +156,12 @@ def report(
     rows: list[dict[str, Any]],
     best: dict[str, Any],
     agreement: dict[str, float],
-    hidden_size: int,
-    num_layers: int,
+    size: tuple[int, int],
+    warm_up: int,
 ) -> None:
     print(
-        f"\n{name}, {THREADS} threads; median (least to most) over {len(best['rates'])} alternating steps, "
-        f"after {WARM_UP} (cold)"
+        f"\n{name}, {THREADS} threads; median (least to most) over {len(best['rates'])} alternating requests, "
+        f"after {warm_up} (cold)"
     )
     for row in rows:
         paired = len(row["rates"]) == len(best["rates"])
@@ -171,5 +180,5 @@ def report(
     print(f"load average after: {load:.2f} on {os.cpu_count()} processors")
     RESULTS.mkdir(exist_ok=True)
     facts = {"hardware": machine.facts(), "load_after": load, "packages": package_versions()}
-    facts |= {"toy": toy_config(hidden_size, num_layers), "best_cell": best["name"], "agreement": agreement}
+    facts |= {"toy": toy_config(*size), "best_cell": best["name"], "agreement": agreement}
     (RESULTS / f"{name}.json").write_text(json.dumps({**facts, "unit": unit, "rows": rows}, indent=2) + "\n")

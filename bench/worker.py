@@ -1,7 +1,8 @@
 """One side of a training bench in a process of its own, so that its peak memory is its own.
 
-Reads a JSON request per line, answers a JSON line: `{"rows": [...]}` or `{"pairs": [...]}` is one optimizer step,
-`{"gradients": path}` beside them stores gradients instead of stepping, `{"stop": true}` ends it.
+Reads a JSON request per line, answers a JSON line: `{"rows": [...]}` is one optimizer step, `{"pairs": [...]}` the pass
+of the reference over all pairs and a step of every `PAIRS_PER_STEP`, `{"gradients": path}` beside them stores gradients
+of all of it instead of stepping, `{"stop": true}` ends it.
 """
 
 import json
@@ -21,6 +22,8 @@ from bench.toy import ADAMW, VOCABULARY
 from posttrain.host import machine
 
 BETA = 0.1
+PAIRS_PER_STEP = 4
+MICRO_BATCH_TOKENS = 8192
 Step = Callable[[dict[str, Any], bool], float]
 """(request, whether to update) → loss. Without an update the gradients stay."""
 
@@ -77,12 +80,19 @@ def ours(spec: dict[str, Any]) -> tuple[Step, Callable[[], dict[str, torch.Tenso
 
     def step(request: dict[str, Any], update: bool) -> float:
         items = as_items(request)
-        if "pairs" in request:
-            sums_S, _ = sequence_logprobs(model, items, spec["precision"], 8192)
-            reference_P2 = sums_S.view(-1, 2)
+        if "rows" in request:
+            return one_step(items, None, update)
+        sums_S, _ = sequence_logprobs(model, items, spec["precision"], MICRO_BATCH_TOKENS)
+        reference_P2 = sums_S.view(-1, 2)
+        if not update:
+            return one_step(items, reference_P2, update)
+        starts = range(0, len(items), PAIRS_PER_STEP)
+        parts = (slice(start, start + PAIRS_PER_STEP) for start in starts)
+        return [one_step(items[part], reference_P2[part], update) for part in parts][-1]
 
+    def one_step(items: list[Item], reference_P2: torch.Tensor | None, update: bool) -> float:
         def loss_sum(logprob_N: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, dict[str, float]]:
-            if "rows" in request:
+            if reference_P2 is None:
                 return sft_sum(logprob_N), {}
             first, stop = batch.sequences.start, batch.sequences.stop
             owner_N = batch.sequence_N - first
@@ -93,7 +103,7 @@ def ours(spec: dict[str, Any]) -> tuple[Step, Callable[[], dict[str, torch.Tenso
             return preference_sum(Ipo(kind="ipo", beta=BETA), pairs), {}
 
         # A row's first token is no target.
-        denominator = len(items) if "pairs" in request else sum(item.num_targets - 1 for item in items)
+        denominator = sum(item.num_targets - 1 for item in items) if reference_P2 is None else len(items)
         if not update:
             batch = pack(items, 0)
             total, _ = loss_sum(batch_logprobs(model, batch, spec["precision"]), batch)
@@ -108,7 +118,7 @@ def ours(spec: dict[str, Any]) -> tuple[Step, Callable[[], dict[str, torch.Tenso
             learning_rate=ADAMW.learning_rate,
             clip_norm=ADAMW.clip_norm,
             precision=spec["precision"],
-            micro_batch_tokens=8192,
+            micro_batch_tokens=MICRO_BATCH_TOKENS,
             step=1,
         )
         return report.loss
@@ -160,6 +170,8 @@ def trl(spec: dict[str, Any]) -> tuple[Step, Callable[[], dict[str, torch.Tensor
         text = Dataset.from_dict({"prompt": ["t2 t3"] * 8, "chosen": ["t4"] * 8, "rejected": ["t5"] * 8})
         config = DPOConfig(**arguments, loss_type="ipo", beta=BETA, padding_free=False)
         trainer = DPOTrainer(model=model, args=config, train_dataset=text, processing_class=tokenizer)
+        # As if computed by the trainer before its first step, which it does with the data set that it is given.
+        trainer.precompute_ref_logps = spec["ahead"]
     if spec["recompute"]:
         # `Trainer.train` does this, which is not called here.
         trainer.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -175,7 +187,18 @@ def trl(spec: dict[str, Any]) -> tuple[Step, Callable[[], dict[str, torch.Tensor
         return [{"prompt_ids": p, "chosen_ids": a, "rejected_ids": b} for p, a, b in request["pairs"]]
 
     def step(request: dict[str, Any], update: bool) -> float:
-        inputs = trainer.data_collator(examples(request))
+        given = examples(request)
+        if not update or "rows" in request:
+            return one_step(given, update)
+        starts = range(0, len(given), PAIRS_PER_STEP)
+        if spec["ahead"]:
+            chosen, rejected = trainer.compute_ref_log_probs(trainer.model, trainer.data_collator(given))
+            for example, first, second in zip(given, chosen.tolist(), rejected.tolist(), strict=True):
+                example |= {"ref_chosen_logps": first, "ref_rejected_logps": second}
+        return [one_step(given[start : start + PAIRS_PER_STEP], update) for start in starts][-1]
+
+    def one_step(given: list[dict[str, Any]], update: bool) -> float:
+        inputs = trainer.data_collator(given)
         loss = trainer.training_step(trainer.model_wrapped, inputs).item()
         if update:
             torch.nn.utils.clip_grad_norm_(trained, ADAMW.clip_norm)

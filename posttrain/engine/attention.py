@@ -62,6 +62,10 @@ class Block:
         return self.queries[1] - self.queries[0]
 
     @property
+    def num_keys(self) -> int:
+        return self.first + self.num_queries
+
+    @property
     def is_causal(self) -> bool:
         """Whether the block begins at its document's first key and is plainly causal."""
         return self.first == 0 and (self.window is None or self.num_queries <= self.window)
@@ -69,7 +73,7 @@ class Block:
     def filled_up(self, length: int) -> tuple[tuple[int, int], ...]:
         """The keys and a few that follow in a row of this length, which none of the queries sees."""
         *others, (begin, end) = self.keys
-        missing = -(self.first + self.num_queries) % KEY_MULTIPLE
+        missing = -self.num_keys % KEY_MULTIPLE
         return *others, (begin, min(end + missing, length))
 
 
@@ -196,43 +200,45 @@ class _Backward:
     q_KTGE: torch.Tensor
     """Last comes minus the log-sum-exp, to base 2."""
     kv_KTE: torch.Tensor
-    """Keys, scaled and to base 2, and a 1; then values and a 1."""
+    """Keys, scaled and to base 2, and a 1; then values and a 1, both without the factor that is base 2's."""
     grad_KTGE: torch.Tensor
     """Of the output; last comes minus its overlap with the output."""
-    rule: _Logits
+    softcap: float | None
 
-    def add(
-        self, block: Block, blocks: Blocks, dq_TKGD: torch.Tensor, dk_KTD: torch.Tensor, dv_KTD: torch.Tensor
-    ) -> None:
-        """Set the gradients of the block's queries and add those of keys and values."""
+    def add(self, block: Block, blocks: Blocks, dk_KTD: torch.Tensor, dv_KTD: torch.Tensor) -> torch.Tensor:
+        """Add the block's gradients of values, and of keys without scale; returns those of the queries.
+
+        Here K is left out where it is 1: a batch of one product is slower than the product.
+        """
         span = slice(*block.queries)
-        q_KME, grad_KME = self.q_KTGE[:, span].flatten(1, 2), self.grad_KTGE[:, span].flatten(1, 2)
-        k_KSE, v_KSE = _gather(self.kv_KTE, block.keys).chunk(2, -1)
-        q_KMD, k_KSD, grad_KMD = (x[..., :-1] for x in (q_KME, k_KSE, grad_KME))
+        q_KME, grad_KME = (x_KTGE[:, span].flatten(1, 2).squeeze(0) for x_KTGE in (self.q_KTGE, self.grad_KTGE))
+        k_KSE, v_KSE = _gather(self.kv_KTE, block.keys).squeeze(0).chunk(2, -1)
+        q_KMD, k_KSD = q_KME[..., :-1], k_KSE[..., :-1]
         slope_KMS = None
-        if self.rule.softcap is None:
-            logits_KMS = q_KME @ k_KSE.transpose(1, 2)
+        if self.softcap is None:
+            logits_KMS = q_KME @ k_KSE.mT
         else:
-            cap = self.rule.softcap * LOG2_E
-            bent_KMS = torch.tanh((q_KMD @ k_KSD.transpose(1, 2)) / cap)
+            cap = self.softcap * LOG2_E
+            bent_KMS = torch.tanh((q_KMD @ k_KSD.mT) / cap)
             logits_KMS = bent_KMS * cap + q_KME[..., -1:]
             slope_KMS = 1 - bent_KMS * bent_KMS
-        bias_QS = blocks.bias(block, k_KSE.shape[1], logits_KMS.dtype, logits_KMS.device)
-        logits_KMS.unflatten(1, (block.num_queries, -1)).add_(bias_QS[:, None])
+        # Without a window, all see what comes before the first query.
+        begin = 0 if block.window else block.first
+        bias_QS = blocks.bias(block, block.num_keys, logits_KMS.dtype, logits_KMS.device)[:, begin:]
+        logits_KMS.unflatten(-2, (block.num_queries, -1))[..., begin:].add_(bias_QS[:, None])
         weights_KMS = logits_KMS.exp2_()
-        dv_KSD = weights_KMS.transpose(1, 2) @ grad_KMD
-        grad_logits_KMS = (grad_KME @ v_KSE.transpose(1, 2)).mul_(weights_KMS)
+        dv_KSD = weights_KMS.mT @ grad_KME[..., :-1]
+        grad_logits_KMS = (grad_KME @ v_KSE.mT).mul_(weights_KMS)
         if slope_KMS is not None:
             grad_logits_KMS *= slope_KMS
-        # The keys carry base 2's factor beside the scale.
-        dq_KMD = torch.baddbmm(q_KMD, grad_logits_KMS, k_KSD, beta=0, alpha=1 / LOG2_E)
-        dq_TKGD[span].copy_(dq_KMD.unflatten(1, (block.num_queries, -1)).transpose(0, 1))
-        dk_KSD = torch.baddbmm(k_KSD, grad_logits_KMS.transpose(1, 2), q_KMD, beta=0, alpha=self.rule.scale)
+        dk_KSD = grad_logits_KMS.mT @ q_KMD
         offset = 0
         for begin, end in block.keys:
-            dk_KTD[:, begin:end] += dk_KSD[:, offset : offset + end - begin]
-            dv_KTD[:, begin:end] += dv_KSD[:, offset : offset + end - begin]
-            offset += end - begin
+            rows = slice(offset, offset + end - begin)
+            dk_KTD[:, begin:end].add_(dk_KSD[..., rows, :])
+            dv_KTD[:, begin:end].add_(dv_KSD[..., rows, :])
+            offset = rows.stop
+        return grad_logits_KMS @ k_KSD
 
 
 class _PackedAttention(torch.autograd.Function):
@@ -246,17 +252,14 @@ class _PackedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q_1HTD, k_1KTD, v_1KTD, sinks_H, blocks, backward_blocks, rule):  # type: ignore[no-untyped-def, override]
-        _, heads, length, size = q_1HTD.shape
-        rows = k_1KTD.shape[2]
-        out_1HTD = q_1HTD.new_empty(1, length, heads, size).transpose(1, 2)
-        exact = torch.promote_types(q_1HTD.dtype, torch.float32)
-        lse_HT = torch.empty(heads, length, dtype=exact, device=q_1HTD.device)
+        outs, lses = [], []
         for block in blocks:
-            start, stop = block.queries
-            keys, values = (_gather(x_1KTD[0], block.filled_up(rows))[None] for x_1KTD in (k_1KTD, v_1KTD))
-            out, lse = _attend(q_1HTD[:, :, start:stop], keys, values, block, blocks, rule)
-            out_1HTD[:, :, start:stop] = out
-            lse_HT[:, start:stop] = lse[0]
+            ranges = block.filled_up(k_1KTD.shape[2])
+            keys, values = (_gather(x_1KTD[0], ranges)[None] for x_1KTD in (k_1KTD, v_1KTD))
+            out, lse = _attend(q_1HTD[:, :, slice(*block.queries)], keys, values, block, blocks, rule)
+            outs.append(out.transpose(1, 2))
+            lses.append(lse[0])
+        out_1HTD, lse_HT = torch.cat(outs, 1).transpose(1, 2), torch.cat(lses, 1)
         if sinks_H is not None:
             with_sink_HT = torch.logaddexp(lse_HT, sinks_H.to(lse_HT.dtype)[:, None])
             out_1HTD.mul_(torch.exp(lse_HT - with_sink_HT)[None, :, :, None].to(out_1HTD.dtype))
@@ -284,19 +287,20 @@ class _PackedAttention(torch.autograd.Function):
         overlap_KTG = (grad_KTGE[..., :size] * by_key(out_1HTD[0])).sum(-1)
         q_KTGE[..., size] = by_key(lse_HT) * -LOG2_E
         torch.neg(overlap_KTG, out=grad_KTGE[..., size])
-        k_KTD, one_KT1 = k_1KTD[0].to(lse_HT.dtype), lse_HT.new_ones(*k_1KTD.shape[1:3], 1)
-        kv_KTE = torch.cat((k_KTD * (rule.scale * LOG2_E), one_KT1, v_1KTD[0].to(lse_HT.dtype), one_KT1), -1)
-        backward = _Backward(q_KTGE, kv_KTE, grad_KTGE, rule)
-        dq_TKGD = q_1HTD.new_empty(q_1HTD.shape[2], *q_KTGE.shape[::2], size)
+        k_KTD, v_KTD = k_1KTD[0].to(lse_HT.dtype), v_1KTD[0].to(lse_HT.dtype)
+        one_KT1 = torch.ones_like(k_KTD[..., :1])
+        kv_KTE = torch.cat((k_KTD * (rule.scale * LOG2_E), one_KT1, v_KTD / LOG2_E, one_KT1 / LOG2_E), -1)
+        backward = _Backward(q_KTGE, kv_KTE, grad_KTGE, rule.softcap)
         dk_KTD, dv_KTD = torch.zeros_like(k_KTD), torch.zeros_like(k_KTD)
-        for block in ctx.blocks:
-            backward.add(block, ctx.blocks, dq_TKGD, dk_KTD, dv_KTD)
+        dq_KXD = torch.cat([backward.add(block, ctx.blocks, dk_KTD, dv_KTD) for block in ctx.blocks], -2)
+        dq_KTGD = dq_KXD.view(*q_KTGE.shape[:3], size)
         grad_sinks = None
         if sinks_H is not None and ctx.needs_input_grad[3]:
             share_HT = torch.exp(sinks_H.to(lse_HT.dtype)[:, None] - lse_HT)
             grad_sinks = -(by_key(share_HT) * overlap_KTG).sum(1).flatten().to(sinks_H.dtype)
-        grad_q = dq_TKGD.flatten(1, 2).transpose(0, 1)[None]
-        return grad_q, dk_KTD[None].to(k_1KTD.dtype), dv_KTD[None].to(v_1KTD.dtype), grad_sinks, None, None, None
+        grad_q = dq_KTGD.transpose(1, 2).flatten(0, 1).to(q_1HTD.dtype)
+        grads = grad_q, (dk_KTD * (rule.scale * LOG2_E)).to(k_1KTD.dtype), dv_KTD.to(v_1KTD.dtype)
+        return *(grad[None] for grad in grads), grad_sinks, None, None, None
 
 
 def packed_attention(module, query, key, value, attention_mask, *, scaling, **kwargs):  # type: ignore[no-untyped-def]

@@ -9,6 +9,7 @@ head, M pair of a query and its head (as many as Q times G), D head size, E that
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,8 @@ NAME = "posttrain_packed"
 PLAIN_LOGITS = {"cpu": 2**19, "cuda": 2**26}
 """Logits of one block where the products are written out, about: on a CPU so many as its caches hold."""
 FEWEST_QUERIES, MOST_QUERIES = 16, 256
+KEY_MULTIPLE = 16
+"""In bfloat16 the flash op takes half as long again where keys are not a multiple of it."""
 
 LOG2_E = math.log2(math.e)
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -55,20 +58,51 @@ class Block:
     window: int | None
 
     @property
-    def is_causal(self) -> bool:
-        """Whether the block is square and plainly causal."""
-        length = self.queries[1] - self.queries[0]
-        return self.keys == (self.queries,) and (self.window is None or length <= self.window)
+    def num_queries(self) -> int:
+        return self.queries[1] - self.queries[0]
 
-    def bias(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """What hides keys from queries when it is added to their logits, [Q, S]."""
-        queries = self.queries[1] - self.queries[0]
-        key_S = torch.arange(self.first + queries, device=device)
-        query_Q1 = key_S[self.first :, None]
-        hidden_QS = key_S > query_Q1
-        if self.window:
-            hidden_QS |= key_S <= query_Q1 - self.window
-        return torch.zeros(hidden_QS.shape, dtype=dtype, device=device).masked_fill_(hidden_QS, float("-inf"))
+    @property
+    def num_keys(self) -> int:
+        return self.first + self.num_queries
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the block begins at its document's first key and is plainly causal."""
+        return self.first == 0 and (self.window is None or self.num_queries <= self.window)
+
+    def filled_up(self, length: int) -> tuple[tuple[int, int], ...]:
+        """The keys and a few that follow in a row of this length, which none of the queries sees."""
+        *others, (begin, end) = self.keys
+        missing = -self.num_keys % KEY_MULTIPLE
+        return *others, (begin, min(end + missing, length))
+
+
+class Blocks:
+    """All blocks of a row for one window, and what hides keys from their queries.
+
+    That depends on how far a key is behind a query alone, so that one matrix holds it for all of them.
+    """
+
+    def __init__(self, blocks: Iterable[Block]) -> None:
+        self.all = tuple(blocks)
+        self._strips: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
+
+    def __iter__(self) -> Iterator[Block]:
+        return iter(self.all)
+
+    def bias(self, block: Block, num_keys: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """What is added to the block's logits, [Q, S]. Keys beyond its own are hidden."""
+        before = max(block.first for block in self.all)
+        if (dtype, device) not in self._strips:
+            most_queries = max(block.num_queries for block in self.all)
+            shape = most_queries, before + most_queries + KEY_MULTIPLE
+            hidden = torch.full(shape, float("-inf"), dtype=dtype, device=device)
+            strip = hidden.triu(before + 1)
+            if block.window:
+                strip += hidden.tril_(before - block.window)
+            self._strips[dtype, device] = strip
+        columns = slice(before - block.first, before - block.first + num_keys)
+        return self._strips[dtype, device][: block.num_queries, columns]
 
 
 @dataclass(frozen=True)
@@ -76,14 +110,15 @@ class AttentionPlan:
     """The blocks of one packed row, cut once per window size and shared by all layers."""
 
     segments: tuple[Segment, ...]
-    _blocks: dict[tuple[int | None, int | None], tuple[Block, ...]] = field(default_factory=dict)
+    _blocks: dict[tuple[int | None, int | None], Blocks] = field(default_factory=dict)
     _lanes: dict[torch.device, Lanes] = field(default_factory=dict)
 
-    def blocks(self, window: int | None, most_queries: int | None = None) -> tuple[Block, ...]:
-        key = window, most_queries
+    def blocks(self, window: int | None, most_logits: int | None = None) -> Blocks:
+        """`most_logits`: about so many of one head in a block, where they are written out."""
+        key = window, most_logits
         if key not in self._blocks:
-            self._blocks[key] = tuple(
-                block for segment in self.segments for block in _cut(segment, window, most_queries)
+            self._blocks[key] = Blocks(
+                block for segment in self.segments for block in _cut(segment, window, most_logits)
             )
         return self._blocks[key]
 
@@ -95,12 +130,16 @@ class AttentionPlan:
         return self._lanes[device]
 
 
-def _cut(segment: Segment, window: int | None, most_queries: int | None) -> list[Block]:
-    """Blocks of one segment: a single one without limits, else chunks of one window's length or `most_queries`."""
+def _cut(segment: Segment, window: int | None, most_logits: int | None) -> list[Block]:
+    """Blocks of one segment, of about equal length: a window's, or what the limits allow."""
     prefix_start, prefix_stop = segment.prefix or (segment.start, segment.start)
     prefix_length = prefix_stop - prefix_start
     length = segment.stop - segment.start
-    chunk = min(length, window or length, most_queries or length)
+    chunk = min(MOST_QUERIES, window or MOST_QUERIES)
+    if most_logits is not None:
+        most_keys = min(segment.num_keys, 2 * window if window else segment.num_keys)
+        chunk = min(chunk, max(FEWEST_QUERIES, most_logits // most_keys))
+    chunk = math.ceil(length / max(1, round(length / chunk)))
     blocks = []
     for begin in range(0, length, chunk):
         end = min(begin + chunk, length)
@@ -129,18 +168,19 @@ class _Logits:
 
 
 def _attend(
-    q_1HQD: torch.Tensor, k_1KSD: torch.Tensor, v_1KSD: torch.Tensor, block: Block, rule: _Logits
+    q_1HQD: torch.Tensor, k_1KSD: torch.Tensor, v_1KSD: torch.Tensor, block: Block, blocks: Blocks, rule: _Logits
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One block's output [1, H, Q, D] and float32 log-sum-exp [1, H, Q]."""
+    num_keys = k_1KSD.shape[2]
     if rule.softcap is None and q_1HQD.device.type == "cpu":
-        bias = None if block.is_causal else block.bias(q_1HQD.dtype, q_1HQD.device)
+        bias = None if block.is_causal else blocks.bias(block, num_keys, q_1HQD.dtype, q_1HQD.device)
         return _flash(q_1HQD, k_1KSD, v_1KSD, 0.0, bias is None, attn_mask=bias, scale=rule.scale)
     q_KGQD = q_1HQD[0].unflatten(0, (k_1KSD.shape[1], -1))
     exact = torch.promote_types(q_1HQD.dtype, torch.float32)
     logits_KGQS = (q_KGQD @ k_1KSD[0, :, None].transpose(2, 3)).to(exact) * rule.scale
     if rule.softcap is not None:
         logits_KGQS = torch.tanh(logits_KGQS / rule.softcap) * rule.softcap
-    logits_KGQS += block.bias(exact, q_1HQD.device)
+    logits_KGQS += blocks.bias(block, num_keys, exact, q_1HQD.device)
     lse_KGQ = torch.logsumexp(logits_KGQS, dim=-1)
     # MKL's exponential, which `exp` takes on a processor, is thirty times slower where it meets -inf.
     weights_KGQS = logits_KGQS.sub_(lse_KGQ[..., None]).mul_(LOG2_E).exp2_().to(v_1KSD.dtype)
@@ -158,39 +198,47 @@ class _Backward:
     """
 
     q_KTGE: torch.Tensor
-    """Scaled and to base 2; last comes minus the log-sum-exp."""
-    k_KTE: torch.Tensor
-    v_KTE: torch.Tensor
+    """Last comes minus the log-sum-exp, to base 2."""
+    kv_KTE: torch.Tensor
+    """Keys, scaled and to base 2, and a 1; then values and a 1, both without the factor that is base 2's."""
     grad_KTGE: torch.Tensor
     """Of the output; last comes minus its overlap with the output."""
     softcap: float | None
 
-    def add(self, block: Block, dq_KTGD: torch.Tensor, dk_KTD: torch.Tensor, dv_KTD: torch.Tensor) -> None:
-        """Set the gradients of the block's queries and add those of keys and values; without the scale."""
+    def add(self, block: Block, blocks: Blocks, dk_KTD: torch.Tensor, dv_KTD: torch.Tensor) -> torch.Tensor:
+        """Add the block's gradients of values, and of keys without scale; returns those of the queries.
+
+        Here K is left out where it is 1: a batch of one product is slower than the product.
+        """
         span = slice(*block.queries)
-        q_KME, grad_KME = self.q_KTGE[:, span].flatten(1, 2), self.grad_KTGE[:, span].flatten(1, 2)
-        k_KSE, v_KSE = _gather(self.k_KTE, block.keys), _gather(self.v_KTE, block.keys)
+        q_KME, grad_KME = (x_KTGE[:, span].flatten(1, 2).squeeze(0) for x_KTGE in (self.q_KTGE, self.grad_KTGE))
+        k_KSE, v_KSE = _gather(self.kv_KTE, block.keys).squeeze(0).chunk(2, -1)
+        q_KMD, k_KSD = q_KME[..., :-1], k_KSE[..., :-1]
         slope_KMS = None
         if self.softcap is None:
-            logits_KMS = q_KME @ k_KSE.transpose(1, 2)
+            logits_KMS = q_KME @ k_KSE.mT
         else:
-            bent_KMS = torch.tanh((q_KME[..., :-1] @ k_KSE[..., :-1].transpose(1, 2)) / (self.softcap * LOG2_E))
-            logits_KMS = bent_KMS * (self.softcap * LOG2_E) + q_KME[..., -1:]
+            cap = self.softcap * LOG2_E
+            bent_KMS = torch.tanh((q_KMD @ k_KSD.mT) / cap)
+            logits_KMS = bent_KMS * cap + q_KME[..., -1:]
             slope_KMS = 1 - bent_KMS * bent_KMS
-        bias_Q1S = block.bias(logits_KMS.dtype, logits_KMS.device)[:, None]
-        logits_KMS.view(len(q_KME), len(bias_Q1S), -1, bias_Q1S.shape[-1]).add_(bias_Q1S)
+        # Without a window, all see what comes before the first query.
+        begin = 0 if block.window else block.first
+        bias_QS = blocks.bias(block, block.num_keys, logits_KMS.dtype, logits_KMS.device)[:, begin:]
+        logits_KMS.unflatten(-2, (block.num_queries, -1))[..., begin:].add_(bias_QS[:, None])
         weights_KMS = logits_KMS.exp2_()
-        dv_KSD = weights_KMS.transpose(1, 2) @ grad_KME[..., :-1]
-        grad_logits_KMS = (grad_KME @ v_KSE.transpose(1, 2)).mul_(weights_KMS)
+        dv_KSD = weights_KMS.mT @ grad_KME[..., :-1]
+        grad_logits_KMS = (grad_KME @ v_KSE.mT).mul_(weights_KMS)
         if slope_KMS is not None:
             grad_logits_KMS *= slope_KMS
-        torch.bmm(grad_logits_KMS, k_KSE[..., :-1], out=dq_KTGD[:, span].flatten(1, 2))
-        dk_KSD = grad_logits_KMS.transpose(1, 2) @ q_KME[..., :-1]
+        dk_KSD = grad_logits_KMS.mT @ q_KMD
         offset = 0
         for begin, end in block.keys:
-            dk_KTD[:, begin:end] += dk_KSD[:, offset : offset + end - begin]
-            dv_KTD[:, begin:end] += dv_KSD[:, offset : offset + end - begin]
-            offset += end - begin
+            rows = slice(offset, offset + end - begin)
+            dk_KTD[:, begin:end].add_(dk_KSD[..., rows, :])
+            dv_KTD[:, begin:end].add_(dv_KSD[..., rows, :])
+            offset = rows.stop
+        return grad_logits_KMS @ k_KSD
 
 
 class _PackedAttention(torch.autograd.Function):
@@ -204,16 +252,14 @@ class _PackedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q_1HTD, k_1KTD, v_1KTD, sinks_H, blocks, backward_blocks, rule):  # type: ignore[no-untyped-def, override]
-        _, heads, length, size = q_1HTD.shape
-        out_1HTD = q_1HTD.new_empty(1, length, heads, size).transpose(1, 2)
-        exact = torch.promote_types(q_1HTD.dtype, torch.float32)
-        lse_HT = torch.empty(heads, length, dtype=exact, device=q_1HTD.device)
+        outs, lses = [], []
         for block in blocks:
-            start, stop = block.queries
-            keys, values = (_gather(x_1KTD[0], block.keys)[None] for x_1KTD in (k_1KTD, v_1KTD))
-            out, lse = _attend(q_1HTD[:, :, start:stop], keys, values, block, rule)
-            out_1HTD[:, :, start:stop] = out
-            lse_HT[:, start:stop] = lse[0]
+            ranges = block.filled_up(k_1KTD.shape[2])
+            keys, values = (_gather(x_1KTD[0], ranges)[None] for x_1KTD in (k_1KTD, v_1KTD))
+            out, lse = _attend(q_1HTD[:, :, slice(*block.queries)], keys, values, block, blocks, rule)
+            outs.append(out.transpose(1, 2))
+            lses.append(lse[0])
+        out_1HTD, lse_HT = torch.cat(outs, 1).transpose(1, 2), torch.cat(lses, 1)
         if sinks_H is not None:
             with_sink_HT = torch.logaddexp(lse_HT, sinks_H.to(lse_HT.dtype)[:, None])
             out_1HTD.mul_(torch.exp(lse_HT - with_sink_HT)[None, :, :, None].to(out_1HTD.dtype))
@@ -225,34 +271,36 @@ class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_1HTD):  # type: ignore[no-untyped-def, override]
         q_1HTD, k_1KTD, v_1KTD, sinks_H, out_1HTD, lse_HT = ctx.saved_tensors
-        rule, kv_heads = ctx.rule, k_1KTD.shape[1]
+        rule, kv_heads, size = ctx.rule, k_1KTD.shape[1], k_1KTD.shape[3]
 
         def by_key(x_HTX: torch.Tensor) -> torch.Tensor:
-            return x_HTX.unflatten(0, (kv_heads, -1)).transpose(1, 2).to(lse_HT.dtype)
+            return x_HTX.unflatten(0, (kv_heads, -1)).transpose(1, 2)
 
-        def met_by_one(x_KTX: torch.Tensor) -> torch.Tensor:
-            x_KTX = x_KTX.to(lse_HT.dtype)
-            return torch.cat((x_KTX, torch.ones_like(x_KTX[..., :1])), -1)
+        def with_last(x_HTD: torch.Tensor) -> torch.Tensor:
+            """[K, T, G, E] whose last component is still to be set."""
+            x_KTGD = by_key(x_HTD)
+            x_KTGE = lse_HT.new_empty(*x_KTGD.shape[:3], size + 1)
+            x_KTGE[..., :size] = x_KTGD
+            return x_KTGE
 
-        grad_KTGD, overlap_HT = by_key(grad_1HTD[0]), (grad_1HTD[0].to(lse_HT.dtype) * out_1HTD[0]).sum(-1)
-        backward = _Backward(
-            torch.cat((by_key(q_1HTD[0]) * (rule.scale * LOG2_E), by_key(lse_HT[..., None] * -LOG2_E)), -1),
-            met_by_one(k_1KTD[0]),
-            met_by_one(v_1KTD[0]),
-            torch.cat((grad_KTGD, by_key(-overlap_HT[..., None])), -1),
-            rule.softcap,
-        )
-        dq_KTGD = torch.empty_like(grad_KTGD, memory_format=torch.contiguous_format)
-        dk_KTD, dv_KTD = (torch.zeros(k_1KTD.shape[1:], dtype=lse_HT.dtype, device=lse_HT.device) for _ in range(2))
-        for block in ctx.blocks:
-            backward.add(block, dq_KTGD, dk_KTD, dv_KTD)
-        grad_q = (dq_KTGD * rule.scale).transpose(1, 2).flatten(0, 1).to(q_1HTD.dtype)
+        q_KTGE, grad_KTGE = with_last(q_1HTD[0]), with_last(grad_1HTD[0])
+        overlap_KTG = (grad_KTGE[..., :size] * by_key(out_1HTD[0])).sum(-1)
+        q_KTGE[..., size] = by_key(lse_HT) * -LOG2_E
+        torch.neg(overlap_KTG, out=grad_KTGE[..., size])
+        k_KTD, v_KTD = k_1KTD[0].to(lse_HT.dtype), v_1KTD[0].to(lse_HT.dtype)
+        one_KT1 = torch.ones_like(k_KTD[..., :1])
+        kv_KTE = torch.cat((k_KTD * (rule.scale * LOG2_E), one_KT1, v_KTD / LOG2_E, one_KT1 / LOG2_E), -1)
+        backward = _Backward(q_KTGE, kv_KTE, grad_KTGE, rule.softcap)
+        dk_KTD, dv_KTD = torch.zeros_like(k_KTD), torch.zeros_like(k_KTD)
+        dq_KXD = torch.cat([backward.add(block, ctx.blocks, dk_KTD, dv_KTD) for block in ctx.blocks], -2)
+        dq_KTGD = dq_KXD.view(*q_KTGE.shape[:3], size)
         grad_sinks = None
         if sinks_H is not None and ctx.needs_input_grad[3]:
-            grad_sinks = -(torch.exp(sinks_H.to(lse_HT.dtype)[:, None] - lse_HT) * overlap_HT).sum(-1).to(sinks_H.dtype)
-        # The queries carried base 2's factor beside the scale.
-        grads = grad_q[None], (dk_KTD / LOG2_E)[None].to(k_1KTD.dtype), dv_KTD[None].to(v_1KTD.dtype)
-        return *grads, grad_sinks, None, None, None
+            share_HT = torch.exp(sinks_H.to(lse_HT.dtype)[:, None] - lse_HT)
+            grad_sinks = -(by_key(share_HT) * overlap_KTG).sum(1).flatten().to(sinks_H.dtype)
+        grad_q = dq_KTGD.transpose(1, 2).flatten(0, 1).to(q_1HTD.dtype)
+        grads = grad_q, (dk_KTD * (rule.scale * LOG2_E)).to(k_1KTD.dtype), dv_KTD.to(v_1KTD.dtype)
+        return *(grad[None] for grad in grads), grad_sinks, None, None, None
 
 
 def packed_attention(module, query, key, value, attention_mask, *, scaling, **kwargs):  # type: ignore[no-untyped-def]
@@ -282,16 +330,12 @@ def packed_attention(module, query, key, value, attention_mask, *, scaling, **kw
     kind = query.device.type
     written_out = rule.softcap is not None or kind != "cpu"
     if plan is not None:
-        most_keys = max(segment.num_keys for segment in plan.segments)
-        fitting = PLAIN_LOGITS[kind] // (query.shape[1] * most_keys)
-        most_queries = min(MOST_QUERIES, max(FEWEST_QUERIES, fitting))
-        backward_blocks = plan.blocks(window, most_queries)
+        backward_blocks = plan.blocks(window, PLAIN_LOGITS[kind] // query.shape[1])
         blocks = backward_blocks if written_out else plan.blocks(window)
     else:
         assert prefill is not None
-        backward_blocks = ()
-        most_queries = MOST_QUERIES if written_out else None
-        key, value, blocks = prefill.behind_cached(module.layer_idx, key, value, window, most_queries)
+        backward_blocks = None
+        key, value, blocks = prefill.behind_cached(module.layer_idx, key, value, window)
     out = _PackedAttention.apply(query, key, value, sinks, blocks, backward_blocks, rule)
     return out.transpose(1, 2), None
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from posttrain.engine.attention import AttentionPlan, Block, Segment
+from posttrain.engine.attention import AttentionPlan, Blocks, Segment
 from posttrain.engine.forward import device_of
 
 HIDDEN = -1e30
@@ -47,7 +47,7 @@ class Prefill:
         fresh = not any(pasts)
         self.plan = AttentionPlan(tuple(Segment(*span) for span in segments)) if fresh else None
         """How the row attends, where nothing of it is cached."""
-        self._blocks: dict[tuple[tuple[int, ...], int | None, int | None], tuple[Block, ...]] = {}
+        self._blocks: dict[tuple[tuple[int, ...], int | None], Blocks] = {}
 
     def note(self, key_1KTD: Tensor, value_1KTD: Tensor) -> None:
         """Keep what a layer hands over; layers come in their order."""
@@ -55,11 +55,11 @@ class Prefill:
         self.values.append(value_1KTD)
 
     def behind_cached(
-        self, layer: int, key_1KTD: Tensor, value_1KTD: Tensor, window: int | None, most_queries: int | None
-    ) -> tuple[Tensor, Tensor, tuple[Block, ...]]:
+        self, layer: int, key_1KTD: Tensor, value_1KTD: Tensor, window: int | None
+    ) -> tuple[Tensor, Tensor, Blocks]:
         """Keys and values with the cached ones in front, and the blocks of the row's queries over them."""
         lengths = tuple(0 if past is None else past.keys[layer].shape[1] for past in self.pasts)
-        asked = lengths, window, most_queries
+        asked = lengths, window
         if asked not in self._blocks:
             self._blocks[asked] = self._cut(*asked)
         known = [past for past in self.pasts if past is not None]
@@ -67,13 +67,13 @@ class Prefill:
         values = torch.cat([*(past.values[layer][None] for past in known), value_1KTD], 2)
         return keys, values, self._blocks[asked]
 
-    def _cut(self, lengths: tuple[int, ...], window: int | None, most_queries: int | None) -> tuple[Block, ...]:
+    def _cut(self, lengths: tuple[int, ...], window: int | None) -> Blocks:
         total, at, segments = sum(lengths), 0, []
         for (start, stop), length in zip(self.segments, lengths, strict=True):
             segments.append(Segment(total + start, total + stop, (at, at + length) if length else None))
             at += length
-        blocks = AttentionPlan(tuple(segments)).blocks(window, most_queries)
-        return tuple(replace(block, queries=(block.queries[0] - total, block.queries[1] - total)) for block in blocks)
+        blocks = AttentionPlan(tuple(segments)).blocks(window)
+        return Blocks(replace(block, queries=(block.queries[0] - total, block.queries[1] - total)) for block in blocks)
 
     def after(self, number: int) -> Past:
         """What is cached of a sequence when the forward pass is over."""

@@ -75,7 +75,9 @@ def both(segments, window, with_sinks, given, kernel):
     device = given[0].device
 
     def blocks(q, k, v, sinks):
-        return _PackedAttention.apply(q, k, v, sinks, plan.blocks(window), plan.blocks(window, 3), _Logits(scale, None))
+        return _PackedAttention.apply(
+            q, k, v, sinks, plan.blocks(window), plan.blocks(window, 99), _Logits(scale, None)
+        )
 
     def varlen(q, k, v, sinks):
         return VarlenAttention.apply(q, k, v, sinks, plan.lanes(device), window, scale, kernel)
@@ -86,7 +88,8 @@ def both(segments, window, with_sinks, given, kernel):
 @pytest.mark.parametrize("with_sinks", [False, True])
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("segments", [PLAIN, SHARED], ids=["documents", "prefixes"])
-def test_one_call_equals_blocks(segments, window, with_sinks):
+def test_one_call_equals_blocks(segments, window, with_sinks, monkeypatch):
+    monkeypatch.setattr("posttrain.engine.attention.FEWEST_QUERIES", 3)
     ours, reference = both(segments, window, with_sinks, inputs(segments[-1].stop), WrittenOut())
     for left, right in zip(ours, reference, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)

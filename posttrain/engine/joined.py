@@ -8,12 +8,14 @@ added up, each as one product with the adapters of all experts side by side. No 
 gradient ever exists. The backward pass keeps the input, the up projection's output and what meets the B factors; the
 rest is computed again.
 
-Axes: T token, k choice of a token, P routed row (sorted by expert), E expert, H hidden, F expert size (G twice that:
-gate and up), R adapter rank, X all experts' ranks side by side (E times R), I in, O out, J in or out joined.
+Axes: T token, k choice of a token, P routed row (sorted by expert), M row of a block, E expert, H hidden, F expert size
+(G twice that: gate and up), R adapter rank, X all experts' ranks side by side (E times R), I in, O out, J in or out
+joined.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,15 +24,31 @@ from posttrain.engine.mxfp4 import PackedExperts
 
 JOINED_MULTIPLE = 16
 """What a joined side is filled up to with zeros where there is room: products like round sizes."""
+BLOCK_ROWS = 1024
+"""Rows that pass both projections before the next ones do: what stands between these stays in the caches."""
 
 Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of some experts one behind the other, or a part of one's."""
+
+    rows: slice
+    experts: list[int]
+    sizes: list[int]
+
+    def each(self, *rows_M: Tensor) -> Iterator[tuple[Any, ...]]:
+        """Every expert with its part of the block's rows."""
+        return zip(self.experts, *(rows.split(self.sizes) for rows in rows_M), strict=True)
 
 
 @dataclass(frozen=True)
 class Routing:
     """Which rows each expert works on. Rows that only fill up are of token 0 with weight 0 and without an adapter."""
 
-    count_E: list[int]
+    experts: int
+    blocks: list[Block]
     token_P: Tensor
     weight_P1: Tensor
     """The router's."""
@@ -57,7 +75,23 @@ def route(expert_Tk: Tensor, weight_Tk: Tensor, num_experts: int, multiple: int)
     pair_P = torch.full_like(token_P, tokens * num_experts).index_copy_(0, row_N, token_N * num_experts + expert_N)
     weight_P = weight_Tk.new_zeros(len(token_P)).index_copy_(0, row_N, weight_Tk.reshape(-1).index_select(0, order_N))
     place_N = torch.empty_like(row_N).index_copy_(0, order_N, row_N)
-    return Routing(counts, token_P, weight_P[:, None], pair_P, expert_Tk, place_N.view(tokens, per_token))
+    place_Tk = place_N.view(tokens, per_token)
+    return Routing(num_experts, plan_blocks(counts), token_P, weight_P[:, None], pair_P, expert_Tk, place_Tk)
+
+
+def plan_blocks(count_E: list[int]) -> list[Block]:
+    """An expert is cut where it has more rows than a block."""
+    blocks: list[Block] = []
+    for expert, count in enumerate(count_E):
+        for start in range(0, count, BLOCK_ROWS):
+            size = min(count - start, BLOCK_ROWS)
+            row = blocks[-1].rows.stop if blocks else 0
+            if blocks and sum(blocks[-1].sizes) + size <= BLOCK_ROWS:
+                last = blocks.pop()
+                blocks.append(Block(slice(last.rows.start, row + size), [*last.experts, expert], [*last.sizes, size]))
+            else:
+                blocks.append(Block(slice(row, row + size), [expert], [size]))
+    return blocks
 
 
 def combine(rows_PJ: Tensor, place_Tk: Tensor, weights_Tk: Tensor | None) -> Tensor:
@@ -130,28 +164,18 @@ class _Joined:
         matrix = self.packed.matrix(expert, self.dtype)
         return torch.cat((matrix, *(tensor[expert] for tensor in self.more)), self.dim - 1)
 
-    def forward(self, rows_PI: Tensor, count_E: list[int]) -> Tensor:
-        return _products(rows_PI, self.matrix, count_E, self.size_out)
+    def forward(self, block: Block, rows_MI: Tensor, out_MO: Tensor) -> None:
+        for expert, rows, out in block.each(rows_MI, out_MO):
+            torch.mm(rows, self.matrix(expert), out=out)
 
-    def backward(self, grad_PO: Tensor, count_E: list[int]) -> Tensor:
-        return _products(grad_PO, lambda expert: self.matrix(expert).T, count_E, self.size_in)
-
-
-def _products(rows_PI: Tensor, matrix: Callable[[int], Tensor], count_E: list[int], size: int) -> Tensor:
-    out_PO = rows_PI.new_empty(len(rows_PI), size)
-    for expert, (rows, out) in enumerate(zip(rows_PI.split(count_E), out_PO.split(count_E), strict=True)):
-        if len(rows):
-            torch.mm(rows, matrix(expert), out=out)
-    return out_PO
+    def backward(self, block: Block, grad_MO: Tensor, out_MI: Tensor) -> None:
+        for expert, grad, out in block.each(grad_MO, out_MI):
+            torch.mm(grad, self.matrix(expert).T, out=out)
 
 
-def _outer_products(left_PI: Tensor, right_PO: Tensor, count_E: list[int]) -> Tensor:
-    """Each expert's leftᵀ · right, [E, I, O]."""
-    out_EIO = left_PI.new_zeros(len(count_E), left_PI.shape[1], right_PO.shape[1])
-    for left, right, out in zip(left_PI.split(count_E), right_PO.split(count_E), out_EIO, strict=True):
-        if len(left):
-            torch.mm(left.T, right, out=out)
-    return out_EIO
+def _add_outer_products(block: Block, left_MI: Tensor, right_MO: Tensor, sum_EIO: Tensor) -> None:
+    for expert, left, right in block.each(left_MI, right_MO):
+        sum_EIO[expert].addmm_(left.T, right)
 
 
 class _Layer:
@@ -161,7 +185,7 @@ class _Layer:
         self, routing: Routing, dtype: torch.dtype, parts: tuple[Parts, Parts], tensors: Sequence[Tensor | None]
     ) -> None:
         up_weight, up_bias, up_A, up_B, down_weight, down_bias, down_A, down_B = tensors
-        self.routing, self.experts, self.parts = routing, len(routing.count_E), parts
+        self.routing, self.experts = routing, routing.experts
         self.up_ranks, self.down_ranks = (0 if factor is None else factor.shape[1] for factor in (up_B, down_B))
         self.up_A_HX = None if up_A is None else (up_A * parts[0].scale).to(dtype).transpose(0, 1).flatten(1)
         self.down_B_XH = None if down_B is None else down_B.to(dtype).flatten(0, 1)
@@ -182,19 +206,20 @@ class _Layer:
         all_QR = rows_PR.new_zeros(pairs + 1, rows_PR.shape[1]).index_copy_(0, self.routing.pair_P, rows_PR)
         return all_QR[:pairs].view(tokens, -1)
 
-    def rows(self, from_TH: Tensor, low_PR: Tensor | None, size: int) -> Tensor:
-        """Each row's token with its adapter's part behind and zeros behind that, [P, `size`]."""
-        hidden = from_TH.shape[1]
-        rows_PJ = nn.functional.pad(from_TH, (0, size - hidden)).index_select(0, self.routing.token_P)
+    def rows(self, block: Block, wide_TJ: Tensor, low_PR: Tensor | None, hidden: int) -> Tensor:
+        """The tokens [M, J] of a block's rows with the adapter's part behind their `hidden` values."""
+        rows_MJ = wide_TJ.index_select(0, self.routing.token_P[block.rows])
         if low_PR is not None:
-            rows_PJ[:, hidden : hidden + low_PR.shape[1]] = low_PR
-        return rows_PJ
+            rows_MJ[:, hidden : hidden + low_PR.shape[1]] = low_PR[block.rows]
+        return rows_MJ
 
-    def up_rows(self, x_TH: Tensor, low_PR: Tensor | None) -> Tensor:
-        rows_PJ = self.rows(x_TH, low_PR, self.up.size_in)
+    def widened(self, x_TH: Tensor) -> Tensor:
+        """The up projections' inputs but for x·A."""
+        hidden = x_TH.shape[1]
+        wide_TJ = nn.functional.pad(x_TH, (0, self.up.size_in - hidden))
         if self.has_up_bias:
-            rows_PJ[:, x_TH.shape[1] + self.up_ranks] = 1
-        return rows_PJ
+            wide_TJ[:, hidden + self.up_ranks] = 1
+        return wide_TJ
 
     def weights_of_tokens(self, weight_Tk: Tensor) -> Tensor:
         """The router's weights [T, E]."""
@@ -211,12 +236,19 @@ class JoinedExperts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden_TH, weight_Tk, routing, gate, keep, dtype, parts, *tensors):  # type: ignore[no-untyped-def, override]
-        layer, count_E = _Layer(routing, dtype, parts, tensors), routing.count_E
+        layer = _Layer(routing, dtype, parts, tensors)
         x_TH = hidden_TH.to(dtype)
         tokens, hidden = x_TH.shape
+        rows = len(routing.token_P)
         up_low_PR = None if layer.up_A_HX is None else layer.of_rows(x_TH @ layer.up_A_HX)
-        gate_up_PG = layer.up.forward(layer.up_rows(x_TH, up_low_PR), count_E)
-        down_PJ = layer.down.forward(gate.forward(gate_up_PG), count_E)
+        wide_TJ = layer.widened(x_TH)
+        gate_up_PG = x_TH.new_empty(rows if keep else 0, layer.up.size_out)
+        down_PJ = x_TH.new_empty(rows, layer.down.size_out)
+        for block in routing.blocks:
+            rows_MJ = layer.rows(block, wide_TJ, up_low_PR, hidden)
+            gate_up_MG = gate_up_PG[block.rows] if keep else x_TH.new_empty(len(rows_MJ), layer.up.size_out)
+            layer.up.forward(block, rows_MJ, gate_up_MG)
+            layer.down.forward(block, gate.forward(gate_up_MG), down_PJ[block.rows])
         out_TH = combine(down_PJ, routing.place_Tk, weight_Tk)[:, :hidden]
         down_low_PR = None
         if layer.down_B_XH is not None:
@@ -233,40 +265,56 @@ class JoinedExperts(torch.autograd.Function):
     def backward(ctx, grad_TH):  # type: ignore[no-untyped-def, override]
         x_TH, weight_Tk, gate_up_PG, up_low_PR, down_low_PR, *tensors = ctx.saved_tensors
         routing, dtype, needed = ctx.routing, x_TH.dtype, ctx.needs_input_grad[7:]
-        layer, count_E = _Layer(routing, dtype, ctx.parts, tensors), routing.count_E
+        layer = _Layer(routing, dtype, ctx.parts, tensors)
         tokens, hidden = x_TH.shape
+        rows = len(routing.token_P)
         grad_TH = grad_TH.to(dtype)
+        weight_P1 = routing.weight_P1.to(dtype)
         grad_low_PR = None if layer.down_B_XH is None else layer.of_rows(grad_TH @ layer.down_B_XH.T)
-        grad_PJ = layer.rows(grad_TH, grad_low_PR, layer.down.size_out)
-        grad_act_PF = layer.down.backward(grad_PJ, count_E)
-        act_PF, grad_gate_up_PG, grad_weight_P = ctx.gate.backward(gate_up_PG, grad_act_PF, routing.weight_P1)
-        grads: list[Tensor | None] = [None] * 8
-        if needed[4] or needed[6]:
-            # The adapter alone, or the weight with what joins it.
-            first = 0 if needed[4] else hidden
-            joined_EFJ = _outer_products(act_PF, grad_PJ[:, first:] * routing.weight_P1.to(dtype), count_E)
-            grads[4] = ctx.parts[1].turned(joined_EFJ[..., :hidden])
-            grads[6] = joined_EFJ[..., hidden - first :][..., : layer.down_ranks] * ctx.parts[1].scale
-        if needed[5]:
-            grads[5] = layer.weights_of_tokens(weight_Tk).to(dtype).T @ grad_TH
-        if needed[7]:
-            grads[7] = (layer.of_tokens(down_low_PR, tokens).T @ grad_TH).view_as(tensors[7])
-        if needed[0] or needed[1] or needed[3]:
-            joined = needed[0] or needed[1]
-            left_PJ = layer.up_rows(x_TH, up_low_PR) if joined else up_low_PR
-            joined_EJG = _outer_products(left_PJ, grad_gate_up_PG, count_E)
-            behind_EJG = joined_EJG[:, hidden:] if joined else joined_EJG
-            grads[0] = ctx.parts[0].turned(joined_EJG[:, :hidden])
-            grads[3] = behind_EJG[:, : layer.up_ranks]
-            grads[1] = behind_EJG[:, layer.up_ranks] if joined and layer.has_up_bias else None
-        grad_PJ = layer.up.backward(grad_gate_up_PG, count_E)
+        wide_grad_TJ = nn.functional.pad(grad_TH, (0, layer.down.size_out - hidden))
+        grad_weight_P = x_TH.new_empty(rows, dtype=torch.promote_types(dtype, torch.float32))
+        grad_PJ = x_TH.new_empty(rows, layer.up.size_in)
+        # Of a frozen weight only what joins it has a gradient.
+        whole_up, whole_down = needed[0] or needed[1], needed[4]
+        wide_TJ = layer.widened(x_TH) if whole_up else None
+        up_EJG = x_TH.new_zeros(layer.experts, layer.up.size_in if whole_up else layer.up_ranks, layer.up.size_out)
+        wanted = slice(0 if whole_down else hidden, hidden + layer.down_ranks)
+        down_EFJ = x_TH.new_zeros(layer.experts, layer.down.size_in, wanted.stop - wanted.start)
+        for block in routing.blocks:
+            grad_MJ = layer.rows(block, wide_grad_TJ, grad_low_PR, hidden)
+            grad_act_MF = x_TH.new_empty(len(grad_MJ), layer.down.size_in)
+            layer.down.backward(block, grad_MJ, grad_act_MF)
+            gated = ctx.gate.backward(gate_up_PG[block.rows], grad_act_MF, routing.weight_P1[block.rows])
+            act_MF, grad_gate_up_MG, grad_weight_P[block.rows] = gated
+            if down_EFJ.shape[2]:
+                _add_outer_products(block, act_MF, grad_MJ[:, wanted] * weight_P1[block.rows], down_EFJ)
+            if wide_TJ is not None:
+                _add_outer_products(block, layer.rows(block, wide_TJ, up_low_PR, hidden), grad_gate_up_MG, up_EJG)
+            elif up_low_PR is not None:
+                _add_outer_products(block, up_low_PR[block.rows], grad_gate_up_MG, up_EJG)
+            layer.up.backward(block, grad_gate_up_MG, grad_PJ[block.rows])
         grad_hidden = combine(grad_PJ, routing.place_Tk, None)[:, :hidden]
+        behind_EJG = up_EJG[:, hidden:] if whole_up else up_EJG
+        up_A, down_bias, down_B = None, None, None
         if layer.up_A_HX is not None:
             grad_low_TX = layer.of_tokens(grad_PJ[:, hidden : hidden + layer.up_ranks], tokens)
-            grads[2] = (x_TH.T @ grad_low_TX).unflatten(1, (layer.experts, -1)).transpose(0, 1) * ctx.parts[0].scale
+            up_A = (x_TH.T @ grad_low_TX).unflatten(1, (layer.experts, -1)).transpose(0, 1) * ctx.parts[0].scale
             grad_hidden = torch.addmm(grad_hidden, grad_low_TX, layer.up_A_HX.T)
+        if layer.down_B_XH is not None:
+            down_B = (layer.of_tokens(down_low_PR, tokens).T @ grad_TH).view_as(tensors[7])
         grad_weight = grad_weight_P.index_select(0, routing.place_Tk.reshape(-1)).view(weight_Tk.shape)
         if layer.down_bias_EH is not None:
             grad_weight += (grad_TH @ layer.down_bias_EH.T).gather(1, routing.expert_Tk)
+            down_bias = layer.weights_of_tokens(weight_Tk).to(dtype).T @ grad_TH
+        grads = (
+            ctx.parts[0].turned(up_EJG[:, :hidden]) if whole_up else None,
+            behind_EJG[:, layer.up_ranks] if whole_up and layer.has_up_bias else None,
+            up_A,
+            behind_EJG[:, : layer.up_ranks] if layer.up_ranks else None,
+            ctx.parts[1].turned(down_EFJ[..., :hidden]) if whole_down else None,
+            down_bias,
+            down_EFJ[..., -layer.down_ranks :] * ctx.parts[1].scale if layer.down_ranks else None,
+            down_B,
+        )
         given = [gradient if asked else None for asked, gradient in zip(needed, grads, strict=True)]
         return grad_hidden.to(ctx.given), grad_weight.to(weight_Tk.dtype), *[None] * 5, *given

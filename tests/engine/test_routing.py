@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from posttrain.engine.forward import batch_logprobs
-from posttrain.engine.joined import route
+from posttrain.engine.joined import plan_blocks, route
 from posttrain.engine.model import load_model
 from posttrain.engine.packing import filled_up, pack, row_multiple
 from posttrain.engine.routing import RoutingWatch
@@ -43,8 +43,8 @@ def test_rows_are_sorted_and_filled_up_with_rows_of_no_weight():
     indices = torch.tensor([[2, 0], [0, 3], [3, 2]] * 16)
     weights = torch.rand(48, 2, generator=torch.Generator().manual_seed(0)) + 0.1
     routing = route(indices, weights, num_experts=4, multiple=8)
-    assert routing.count_E == [32, 0, 32, 32]
-    rows = dict(zip(range(4), torch.arange(96).split(routing.count_E), strict=True))
+    rows = {expert: part for block in routing.blocks for expert, part in block.each(torch.arange(96)[block.rows])}
+    assert {expert: len(part) for expert, part in rows.items()} == {0: 32, 2: 32, 3: 32}
     for token in range(48):
         for choice in range(2):
             row, expert = int(routing.place_Tk[token, choice]), int(indices[token, choice])
@@ -58,12 +58,30 @@ def test_rows_are_sorted_and_filled_up_with_rows_of_no_weight():
 def test_rows_that_fill_up_have_no_weight_and_no_adapter():
     indices = torch.tensor([[2, 0], [0, 3], [3, 2]])
     routing = route(indices, torch.ones(3, 2), num_experts=4, multiple=8)
-    assert routing.count_E == [8, 0, 8, 8]
+    assert [(block.experts, block.sizes) for block in routing.blocks] == [([0, 2, 3], [8, 8, 8])]
     used = torch.zeros(24, dtype=torch.bool)
     used[routing.place_Tk.reshape(-1)] = True
     assert used.sum() == 6
     assert routing.weight_P1[~used].eq(0).all() and routing.token_P[~used].eq(0).all()
     assert routing.pair_P[~used].eq(12).all(), "one more than there are pairs"
+
+
+def test_blocks_have_a_limit_of_rows_and_cut_the_experts_that_have_more():
+    blocks = plan_blocks([600, 0, 300, 200, 2100, 24])
+    assert [(block.experts, block.sizes) for block in blocks] == [
+        ([0, 2], [600, 300]),
+        ([3], [200]),
+        ([4], [1024]),
+        ([4], [1024]),
+        ([4, 5], [52, 24]),
+    ]
+    assert [block.rows for block in blocks] == [
+        slice(0, 900),
+        slice(900, 1100),
+        slice(1100, 2124),
+        slice(2124, 3148),
+        slice(3148, 3224),
+    ]
 
 
 @pytest.mark.parametrize(("length", "filled"), [(15, 15), (16, 16), (33, 34), (1000, 1024), (1309, 1344), (4033, 4096)])

@@ -85,6 +85,8 @@ class Blocks:
 
     def __init__(self, blocks: Iterable[Block]) -> None:
         self.all = tuple(blocks)
+        self._most_queries = max(block.num_queries for block in self.all)
+        self._most_before = max(block.first for block in self.all)
         self._strips: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
 
     def __iter__(self) -> Iterator[Block]:
@@ -92,10 +94,9 @@ class Blocks:
 
     def bias(self, block: Block, num_keys: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """What is added to the block's logits, [Q, S]. Keys beyond its own are hidden."""
-        before = max(block.first for block in self.all)
+        before = self._most_before
         if (dtype, device) not in self._strips:
-            most_queries = max(block.num_queries for block in self.all)
-            shape = most_queries, before + most_queries + KEY_MULTIPLE
+            shape = self._most_queries, before + self._most_queries + KEY_MULTIPLE
             hidden = torch.full(shape, float("-inf"), dtype=dtype, device=device)
             strip = hidden.triu(before + 1)
             if block.window:

@@ -90,6 +90,7 @@ def both(segments, window, with_sinks, given, kernel):
 @pytest.mark.parametrize("segments", [PLAIN, SHARED], ids=["documents", "prefixes"])
 def test_one_call_equals_blocks(segments, window, with_sinks, monkeypatch):
     monkeypatch.setattr("posttrain.engine.attention.FEWEST_QUERIES", 3)
+    monkeypatch.setattr("posttrain.engine.attention.MOST_QUERIES", 9)
     ours, reference = both(segments, window, with_sinks, inputs(segments[-1].stop), WrittenOut())
     for left, right in zip(ours, reference, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)

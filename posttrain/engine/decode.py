@@ -111,7 +111,7 @@ class _Turned:
 
 
 _TURNED: WeakKeyDictionary[nn.Module, _Turned] = WeakKeyDictionary()
-"""By the model's experts: a copy takes as long as some thirty steps gain, and serves later programs too."""
+"""By the model's experts, while frozen. A copy costs what some thirty steps gain, and serves later programs as well."""
 
 
 def _sum_of_bits(weight: Tensor) -> Tensor:
@@ -159,10 +159,12 @@ class _Experts:
                 self._halves(self.up_bias_EG)[1].add_(self.alpha)
         self.number_E = torch.arange(len(self.up_EHG))
         self.few = self.up_EHG.numel() + self.down_EFH.numel() <= DENSE_ELEMENTS
-        frozen = not hasattr(experts, "adapters") and not experts.gate_up_proj.requires_grad
         fewest, most = TURNED_ROWS
         fitting = fewest <= slots * self.per_token / len(self.up_EHG) <= most
-        if experts.is_transposed and frozen and fitting and not self.few and self.up_EHG.numel() <= TURNED_ELEMENTS:
+        frozen = not hasattr(experts, "adapters") and not experts.gate_up_proj.requires_grad
+        if not frozen:
+            _TURNED.pop(experts, None)
+        elif experts.is_transposed and fitting and not self.few and self.up_EHG.numel() <= TURNED_ELEMENTS:
             self._turn(experts)
 
     def _turn(self, experts: Any) -> None:

@@ -33,7 +33,7 @@ PACKED_ROWS = 5
 DENSE_ELEMENTS = 1 << 20
 """Layers whose experts have no more weights than this, and steps of no more than `DENSE_SLOTS`, ask every expert."""
 DENSE_SLOTS = 32
-TURNED_ROWS = (4, 12)
+TURNED_ROWS = (2, 12)
 """With so many rows per expert, at least and at most in the mean, products read turned weights faster."""
 TURNED_ELEMENTS = 1 << 24
 """Larger up projections are not copied for that."""

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -32,6 +33,10 @@ PACKED_ROWS = 5
 DENSE_ELEMENTS = 1 << 20
 """Layers whose experts have no more weights than this, and steps of no more than `DENSE_SLOTS`, ask every expert."""
 DENSE_SLOTS = 32
+TURNED_ROWS = (2, 12)
+"""With so many rows per expert, at least and at most in the mean, products read turned weights faster."""
+TURNED_ELEMENTS = 1 << 24
+"""Larger up projections are not copied for that."""
 Tensor = torch.Tensor
 Map = Callable[[torch.Tensor], torch.Tensor]
 AddTo = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -92,10 +97,43 @@ def _dense(mlp: Any, norm: Any, slots: int) -> AddTo:
     return add
 
 
+@dataclass(frozen=True)
+class _Turned:
+    """A copy of a layer's up projection with its outputs outermost, all gates in front of all ups."""
+
+    weight_EGH: Tensor
+    source: Tensor
+    """What was copied; held, so that nothing else can come to lie where it does."""
+    sum_E: Tensor
+
+    def is_of(self, source: Tensor) -> bool:
+        return source.data_ptr() == self.source.data_ptr() and torch.equal(_sum_of_bits(source), self.sum_E)
+
+
+_TURNED: WeakKeyDictionary[nn.Module, _Turned] = WeakKeyDictionary()
+"""By the model's experts, while frozen. A copy costs what some thirty steps gain, and serves later programs as well."""
+
+
+def _sum_of_bits(weight: Tensor) -> Tensor:
+    """Of every expert's weights: a step of training does not leave it as it is."""
+    return weight.flatten(1).view(torch.int64).sum(1)
+
+
+def _turned(experts: Any, halves_EHF: tuple[Tensor, Tensor]) -> Tensor:
+    """The up projection [E, G, H] of experts without an adapter, made anew only where the weights have changed."""
+    source = experts.gate_up_proj.detach()
+    turned = _TURNED.get(experts)
+    if turned is None or not turned.is_of(source):
+        weight_EGH = torch.cat([half_EHF.transpose(1, 2) for half_EHF in halves_EHF], 1)
+        turned = _TURNED[experts] = _Turned(weight_EGH, source, _sum_of_bits(source))
+    return turned.weight_EGH
+
+
 class _Experts:
     """The experts of a layer: every one asked where that is cheaper than finding out whom to ask.
 
-    The chosen ones' weights stay where the model has them, as copying them would cost as much as several steps. GPT-OSS
+    The chosen ones' weights stay where the model has them, as copying them would cost as much as several steps, unless
+    a turned copy serves later programs too: that of weights which are trained, or have an adapter, would not. GPT-OSS
     computes gate · sigmoid(a · gate) · (up + 1) of clamped values, gate and up alternating. That is
     silu(a · gate) · (a · up + a) / a²: so a goes into the norm's weight and the biases, and 1 / a² onto what is added.
     """
@@ -121,6 +159,19 @@ class _Experts:
                 self._halves(self.up_bias_EG)[1].add_(self.alpha)
         self.number_E = torch.arange(len(self.up_EHG))
         self.few = self.up_EHG.numel() + self.down_EFH.numel() <= DENSE_ELEMENTS
+        fewest, most = TURNED_ROWS
+        fitting = fewest <= slots * self.per_token / len(self.up_EHG) <= most
+        frozen = not hasattr(experts, "adapters") and not experts.gate_up_proj.requires_grad
+        if not frozen:
+            _TURNED.pop(experts, None)
+        elif experts.is_transposed and fitting and not self.few and self.up_EHG.numel() <= TURNED_ELEMENTS:
+            self._turn(experts)
+
+    def _turn(self, experts: Any) -> None:
+        self.up_EHG = _turned(experts, self._halves(self.up_EHG)).transpose(1, 2)
+        if self.up_bias_EG is not None:
+            self.up_bias_EG = torch.cat(self._halves(self.up_bias_EG), 1)
+        self.alternating = False
 
     def _halves(self, gate_up: Tensor) -> tuple[Tensor, Tensor]:
         if self.alternating:

@@ -63,5 +63,29 @@ def test_its_steps_give_the_logits_of_the_modules_adapter_included(toys, name, p
     torch.testing.assert_close(by_steps(model, ids_BT), by_modules(model, ids_BT), atol=5e-5, rtol=0)
 
 
+def test_a_turned_copy_serves_later_programs_until_the_weights_are_others(toys, monkeypatch):
+    monkeypatch.setattr(decode, "DENSE_ELEMENTS", 0)
+    monkeypatch.setattr(decode, "TURNED_ROWS", (0, 5))
+    model = load_model(toys["gpt_oss"])
+    ids_BT = torch.randint(2, 512, (5, LENGTH), generator=torch.Generator().manual_seed(1))
+    first, second = (decode_program(model, 5).layers[0].mlp.up_EHG for _ in range(2))
+    experts = model.get_decoder().layers[0].mlp.experts
+    assert second.data_ptr() == first.data_ptr() != experts.gate_up_proj.data_ptr()
+    torch.testing.assert_close(by_steps(model, ids_BT), by_modules(model, ids_BT), atol=5e-5, rtol=0)
+    # As a fused optimizer changes them: in place, without counting a version.
+    version = experts.gate_up_proj._version
+    experts.gate_up_proj.data.mul_(1.5)
+    assert experts.gate_up_proj._version == version
+    torch.testing.assert_close(by_steps(model, ids_BT), by_modules(model, ids_BT), atol=5e-5, rtol=0)
+
+
+def test_weights_that_are_trained_are_read_where_they_are(toys, monkeypatch):
+    monkeypatch.setattr(decode, "DENSE_ELEMENTS", 0)
+    monkeypatch.setattr(decode, "TURNED_ROWS", (0, 5))
+    model = load_model(toys["gpt_oss"]).requires_grad_(True)
+    experts = model.get_decoder().layers[0].mlp.experts
+    assert decode_program(model, 5).layers[0].mlp.up_EHG.data_ptr() == experts.gate_up_proj.data_ptr()
+
+
 def test_where_it_does_not_apply_the_modules_run(toys):
     assert decode_program(load_model(toys["gpt_oss"]).double(), 1) is None

@@ -174,8 +174,9 @@ class _Joined:
 
 
 def _add_outer_products(block: Block, left_MI: Tensor, right_MO: Tensor, sum_EIO: Tensor) -> None:
+    # Added up in float32, as an expert's rows may be in several blocks.
     for expert, left, right in block.each(left_MI, right_MO):
-        sum_EIO[expert].addmm_(left.T, right)
+        sum_EIO[expert] += left.T @ right
 
 
 class _Layer:
@@ -277,9 +278,10 @@ class JoinedExperts(torch.autograd.Function):
         # Of a frozen weight only what joins it has a gradient.
         whole_up, whole_down = needed[0] or needed[1], needed[4]
         wide_TJ = layer.widened(x_TH) if whole_up else None
-        up_EJG = x_TH.new_zeros(layer.experts, layer.up.size_in if whole_up else layer.up_ranks, layer.up.size_out)
+        up_width = layer.up.size_in if whole_up else layer.up_ranks
+        up_EJG = grad_weight_P.new_zeros(layer.experts, up_width, layer.up.size_out)
         wanted = slice(0 if whole_down else hidden, hidden + layer.down_ranks)
-        down_EFJ = x_TH.new_zeros(layer.experts, layer.down.size_in, wanted.stop - wanted.start)
+        down_EFJ = grad_weight_P.new_zeros(layer.experts, layer.down.size_in, wanted.stop - wanted.start)
         for block in routing.blocks:
             grad_MJ = layer.rows(block, wide_grad_TJ, grad_low_PR, hidden)
             grad_act_MF = x_TH.new_empty(len(grad_MJ), layer.down.size_in)

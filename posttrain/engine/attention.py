@@ -201,7 +201,7 @@ class _Backward:
     q_KTGE: torch.Tensor
     """Last comes minus the log-sum-exp, to base 2."""
     kv_KTE: torch.Tensor
-    """Keys, scaled and to base 2, and a 1; then values and a 1, both without the factor that is base 2's."""
+    """Keys, scaled and to base 2, and a 1; then values and a 1, both divided by log2 e."""
     grad_KTGE: torch.Tensor
     """Of the output; last comes minus its overlap with the output."""
     softcap: float | None

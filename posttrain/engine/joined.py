@@ -186,7 +186,7 @@ class _Layer:
         self, routing: Routing, dtype: torch.dtype, parts: tuple[Parts, Parts], tensors: Sequence[Tensor | None]
     ) -> None:
         up_weight, up_bias, up_A, up_B, down_weight, down_bias, down_A, down_B = tensors
-        self.routing, self.experts = routing, routing.experts
+        self.routing = routing
         self.up_ranks, self.down_ranks = (0 if factor is None else factor.shape[1] for factor in (up_B, down_B))
         self.up_A_HX = None if up_A is None else (up_A * parts[0].scale).to(dtype).transpose(0, 1).flatten(1)
         self.down_B_XH = None if down_B is None else down_B.to(dtype).flatten(0, 1)
@@ -198,12 +198,12 @@ class _Layer:
 
     def of_rows(self, all_TX: Tensor) -> Tensor:
         """Of every row its own ranks, [P, R]."""
-        ranks = all_TX.shape[1] // self.experts
+        ranks = all_TX.shape[1] // self.routing.experts
         return nn.functional.pad(all_TX.view(-1, ranks), (0, 0, 0, 1)).index_select(0, self.routing.pair_P)
 
     def of_tokens(self, rows_PR: Tensor, tokens: int) -> Tensor:
         """The reverse, [T, X]: zeros where a token has not chosen an expert."""
-        pairs = tokens * self.experts
+        pairs = tokens * self.routing.experts
         all_QR = rows_PR.new_zeros(pairs + 1, rows_PR.shape[1]).index_copy_(0, self.routing.pair_P, rows_PR)
         return all_QR[:pairs].view(tokens, -1)
 
@@ -225,7 +225,7 @@ class _Layer:
     def weights_of_tokens(self, weight_Tk: Tensor) -> Tensor:
         """The router's weights [T, E]."""
         expert_Tk = self.routing.expert_Tk
-        return weight_Tk.new_zeros(len(weight_Tk), self.experts).scatter_(1, expert_Tk, weight_Tk)
+        return weight_Tk.new_zeros(len(weight_Tk), self.routing.experts).scatter_(1, expert_Tk, weight_Tk)
 
 
 class JoinedExperts(torch.autograd.Function):
@@ -279,9 +279,9 @@ class JoinedExperts(torch.autograd.Function):
         whole_up, whole_down = needed[0] or needed[1], needed[4]
         wide_TJ = layer.widened(x_TH) if whole_up else None
         up_width = layer.up.size_in if whole_up else layer.up_ranks
-        up_EJG = grad_weight_P.new_zeros(layer.experts, up_width, layer.up.size_out)
+        up_EJG = grad_weight_P.new_zeros(routing.experts, up_width, layer.up.size_out)
         wanted = slice(0 if whole_down else hidden, hidden + layer.down_ranks)
-        down_EFJ = grad_weight_P.new_zeros(layer.experts, layer.down.size_in, wanted.stop - wanted.start)
+        down_EFJ = grad_weight_P.new_zeros(routing.experts, layer.down.size_in, wanted.stop - wanted.start)
         for block in routing.blocks:
             grad_MJ = layer.rows(block, wide_grad_TJ, grad_low_PR, hidden)
             grad_act_MF = x_TH.new_empty(len(grad_MJ), layer.down.size_in)
@@ -300,7 +300,7 @@ class JoinedExperts(torch.autograd.Function):
         up_A, down_bias, down_B = None, None, None
         if layer.up_A_HX is not None:
             grad_low_TX = layer.of_tokens(grad_PJ[:, hidden : hidden + layer.up_ranks], tokens)
-            up_A = (x_TH.T @ grad_low_TX).unflatten(1, (layer.experts, -1)).transpose(0, 1) * ctx.parts[0].scale
+            up_A = (x_TH.T @ grad_low_TX).unflatten(1, (routing.experts, -1)).transpose(0, 1) * ctx.parts[0].scale
             grad_hidden = torch.addmm(grad_hidden, grad_low_TX, layer.up_A_HX.T)
         if layer.down_B_XH is not None:
             down_B = (layer.of_tokens(down_low_PR, tokens).T @ grad_TH).view_as(tensors[7])

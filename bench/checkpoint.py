@@ -32,7 +32,7 @@ from posttrain.recipe.types import Lora
 from posttrain.run.folder import ASSETS
 from posttrain.run.manifest import package_versions
 
-RESULTS = Path(__file__).parent / "results" / "checkpoint.json"
+RESULTS = Path(__file__).parent / "results"
 SIDE = 1024
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "experts")
 
@@ -56,7 +56,10 @@ def main() -> None:
     show(resuming, "resuming on the tiny base, seconds: median (least to most)")
     print(f"load average after: {load:.2f} on {os.cpu_count()} processors")
     facts = {"hardware": machine.facts(), "load_after": load, "packages": package_versions()}
-    RESULTS.write_text(json.dumps({**facts, "options": vars(given), "rows": saving + resuming}, indent=2) + "\n")
+    name = "checkpoint.json" if given.device == "cpu" else f"checkpoint_{given.device}.json"
+    (RESULTS / name).write_text(
+        json.dumps({**facts, "options": vars(given), "rows": saving + resuming}, indent=2) + "\n"
+    )
 
 
 def bench_saving(folder: Path, given: argparse.Namespace) -> list[dict[str, Any]]:

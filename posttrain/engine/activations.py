@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -29,12 +30,31 @@ def keep_activations(model: PreTrainedModel, execution: Execution) -> None:
             layer.forward = _recomputed(layer.forward)
     if execution.activation_offload == "cpu":
         decoder = model.get_decoder()
-        decoder.forward = _offloaded(decoder.forward)
+        decoder.forward = _offloaded(decoder, decoder.forward)
 
 
-def _offloaded(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _offloaded(decoder: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """What the backward pass needs waits in the CPU's memory, but for parameters and views of them, which stay anyway.
+
+    `torch.autograd.graph.save_on_cpu` moves these too, and gives a tensor back with other strides than compiled
+    kernels were made for.
+    """
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor | tuple[torch.device, torch.Tensor]:
+        if tensor.untyped_storage().data_ptr() in held:
+            return tensor
+        kept = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+        return tensor.device, kept.copy_(tensor)
+
+    def unpack(packed: torch.Tensor | tuple[torch.device, torch.Tensor]) -> torch.Tensor:
+        return packed if isinstance(packed, torch.Tensor) else packed[1].to(packed[0], non_blocking=True)
+
+    held: set[int] = set()
+
     def aside(*args: Any, **kwargs: Any) -> Any:
-        with torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available()):
+        held.clear()
+        held.update(parameter.untyped_storage().data_ptr() for parameter in decoder.parameters())
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
             return forward(*args, **kwargs)
 
     return aside

@@ -43,6 +43,34 @@ def test_loss_and_gradients_keep_their_bits(folders, changed):
     assert_same(loss_and_gradients(folders, Execution(**changed)), loss_and_gradients(folders, Execution()))
 
 
+class Seen(torch.autograd.Function):
+    """The identity; notes what its backward pass is given."""
+
+    given: tuple[torch.Tensor, torch.Tensor]
+
+    @staticmethod
+    def forward(ctx, hidden, weight):
+        ctx.save_for_backward(hidden.transpose(1, 2), weight.T)
+        return hidden.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        Seen.given = ctx.saved_tensors
+        return grad, None
+
+
+def test_offloaded_tensors_keep_strides_and_parameters_stay(folders):
+    model = load_model(*folders)
+    keep_activations(model, Execution(activation_offload="cpu"))
+    weight = model.get_input_embeddings().weight
+    before = torch.randn(1, 4, 6, requires_grad=True)
+    model.get_decoder().layers[0].register_forward_hook(lambda *_: Seen.apply(before, weight).sum().backward())
+    batch_logprobs(model, pack([as_item(documents(7, [40])[0])], 0), "float32")
+    hidden, transposed = Seen.given
+    assert torch.equal(hidden, before.transpose(1, 2)) and hidden.stride() == before.transpose(1, 2).stride()
+    assert hidden.data_ptr() != before.data_ptr() and transposed.data_ptr() == weight.data_ptr()
+
+
 def test_tiles_change_the_order_of_sums_only(folders):
     tiled = loss_and_gradients(folders, Execution(mlp_tile_tokens=16))
     assert_same(tiled, loss_and_gradients(folders, Execution()), tolerance=1e-5)

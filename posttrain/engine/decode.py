@@ -6,7 +6,7 @@ weights (norms' weights, the scale of queries, the parts of the gate) where thes
 processor in float32; elsewhere the modules run.
 
 Axes: B slot, K key-value head, X its queries, key and value, N slots' key-value heads, or in `_Experts` routed rows
-(B × experts per token, sorted by expert), k experts per token, H hidden, E expert, F its units, G gates and ups; key
+(B × experts per token, sorted by expert), k experts per token, H hidden, I that and a 1, E expert, F its units, G gates and ups; key
 components and columns as in `slots`.
 """
 
@@ -50,26 +50,28 @@ class _Linear:
     weight: Tensor
     bias: Tensor | None
 
-    def after_norm(self, norm: Any) -> "_Linear":
-        """The same of states that are only divided by their length: the norm's weight and √H are worked in."""
-        return _Linear(self.weight * (norm.weight * math.sqrt(len(norm.weight))), self.bias)
+    def after_norm(self, norm: Any, rows: int) -> Map:
+        """The product of states [B, I] as `DecodeProgram._normed` leaves them, laid out for about so many rows.
 
-    def product(self, rows: int) -> Map:
-        """The product, laid out for about so many rows."""
-        bias = self.bias
-        if self.weight.numel() >= PACKED_ELEMENTS and rows >= PACKED_ROWS:
-            packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous(), 8)
-            return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-        turned = self.weight.T.contiguous()
-        if bias is None:
-            return lambda x: torch.mm(x, turned)
-        return lambda x: torch.addmm(bias, x, turned)
+        The norm's weight and √H are worked in; the bias, which `addmm` first copies to every row, meets the 1.
+        """
+        weight, bias = self.weight * (norm.weight * math.sqrt(len(norm.weight))), self.bias
+        if weight.numel() >= PACKED_ELEMENTS and rows >= PACKED_ROWS:
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight, 8)
+            return lambda x_BI: torch.ops.mkldnn._linear_pointwise(x_BI[:, :-1], packed, bias, "none", [], "")
+        turned = _with_bias(weight.T, bias)
+        return lambda x_BI: torch.mm(x_BI, turned)
 
     def added(self) -> AddTo:
         turned, bias = self.weight.T.contiguous(), self.bias
         if bias is None:
             return lambda sum_BH, x: sum_BH.addmm_(x, turned)
         return lambda sum_BH, x: sum_BH.addmm_(x, turned).add_(bias)
+
+
+def _with_bias(weight_HX: Tensor, bias_X: Tensor | None) -> Tensor:
+    """[I, X]: the bias, or zeros, below the weights."""
+    return torch.cat((weight_HX, (weight_HX.new_zeros(weight_HX.shape[1]) if bias_X is None else bias_X)[None]))
 
 
 def _merged(module: Any) -> _Linear:
@@ -87,11 +89,11 @@ def _joined(linears: list[_Linear]) -> _Linear:
 
 
 def _dense(mlp: Any, norm: Any, slots: int) -> AddTo:
-    gate_up = _joined([_merged(mlp.gate_proj), _merged(mlp.up_proj)]).after_norm(norm).product(slots)
+    gate_up = _joined([_merged(mlp.gate_proj), _merged(mlp.up_proj)]).after_norm(norm, slots)
     down, activation = _merged(mlp.down_proj).added(), mlp.act_fn
 
-    def add(sum_BH: Tensor, x_BH: Tensor) -> Tensor:
-        gate, up = gate_up(x_BH).chunk(2, dim=-1)
+    def add(sum_BH: Tensor, x_BI: Tensor) -> Tensor:
+        gate, up = gate_up(x_BI).chunk(2, dim=-1)
         return down(sum_BH, activation(gate) * up)
 
     return add
@@ -139,10 +141,8 @@ class _Experts:
     """
 
     def __init__(self, mlp: Any, norm: Any, slots: int) -> None:
-        self.slots = slots
         router, experts = getattr(mlp, "router", None) or mlp.gate, mlp.experts
-        self.router = _merged(router).after_norm(norm)
-        self.route = self.router.product(slots)
+        self.route = _merged(router).after_norm(norm, slots)
         self.per_token = router.top_k
         self.softmax_first = not getattr(router, "norm_topk_prob", True)
         self.alternating = not experts.is_concatenated
@@ -187,23 +187,24 @@ class _Experts:
         return gate.mul_(up.clamp((1 - limit) * alpha, (1 + limit) * alpha))
 
     @cached_property
-    def every(self) -> tuple[Map, AddTo]:
-        """All gates, all ups and the router as one product; second projections side by side.
+    def every(self) -> tuple[Tensor, AddTo]:
+        """All gates and all ups [2, I, X], and second projections side by side.
 
         Where these have biases, each expert has one more unit, which always gives the same and is their weight.
         """
-        halves = [half_EHF * self.norm_H[:, None] for half_EHF in self._halves(self.up_EHG)]
-        down_EFH, bias = self.down_EFH, None
+        halves: list[tuple[Tensor, Tensor | None]] = [
+            (half_EHF * self.norm_H[:, None], None) for half_EHF in self._halves(self.up_EHG)
+        ]
+        down_EFH = self.down_EFH
         if self.up_bias_EG is not None and self.down_bias_EH is not None:
-            assert self.router.bias is not None
-            halves = [nn.functional.pad(half_EHF, (0, 1)) for half_EHF in halves]
-            biases = [nn.functional.pad(half_EF, (0, 1), value=1.0) for half_EF in self._halves(self.up_bias_EG)]
-            bias = torch.cat((*(half_EF.flatten() for half_EF in biases), self.router.bias))
+            halves = [
+                (nn.functional.pad(half_EHF, (0, 1)), nn.functional.pad(half_EF, (0, 1), value=1.0).flatten())
+                for (half_EHF, _), half_EF in zip(halves, self._halves(self.up_bias_EG), strict=True)
+            ]
             always = self._activation(torch.ones(1), torch.ones(1))
             down_EFH = torch.cat((down_EFH, self.down_bias_EH[:, None] / always), 1)
-        up_HX = torch.cat((*(half_EHF.transpose(0, 1).flatten(1) for half_EHF in halves), self.router.weight.T), 1)
-        down = _Linear(down_EFH.flatten(0, 1).T / self.alpha**2, None)
-        return _Linear(up_HX.T, bias).product(self.slots), down.added()
+        up_2IX = torch.stack([_with_bias(half_EHF.transpose(0, 1).flatten(1), bias_X) for half_EHF, bias_X in halves])
+        return up_2IX, _Linear(down_EFH.flatten(0, 1).T / self.alpha**2, None).added()
 
     def _choose(self, logits_BE: Tensor) -> tuple[Tensor, Tensor]:
         """Scores and numbers [B, k] of each slot's experts."""
@@ -213,27 +214,23 @@ class _Experts:
         logit_Bk, expert_Bk = torch.topk(logits_BE, self.per_token)
         return torch.softmax(logit_Bk, -1), expert_Bk
 
-    def __call__(self, sum_BH: Tensor, x_BH: Tensor) -> Tensor:
-        if self.few and len(x_BH) <= DENSE_SLOTS:
-            return self._ask_all(sum_BH, x_BH)
-        return self._ask_chosen(sum_BH, x_BH, *self._choose(self.route(x_BH)))
+    def __call__(self, sum_BH: Tensor, x_BI: Tensor) -> Tensor:
+        score_Bk, expert_Bk = self._choose(self.route(x_BI))
+        ask = self._ask_all if self.few and len(x_BI) <= DENSE_SLOTS else self._ask_chosen
+        return ask(sum_BH, x_BI, score_Bk, expert_Bk)
 
-    def _ask_all(self, sum_BH: Tensor, x_BH: Tensor) -> Tensor:
-        joined, down = self.every
-        experts = len(self.number_E)
-        joined_BX = joined(x_BH)
-        units = (joined_BX.shape[1] - experts) // 2
-        gate, up, logits_BE = joined_BX.split((units, units, experts), 1)
-        score_Bk, expert_Bk = self._choose(logits_BE)
-        score_BE1 = torch.zeros_like(logits_BE).scatter_(1, expert_Bk, score_Bk).unsqueeze(-1)
-        gated_BEF = self._activation(gate, up).view(len(x_BH), experts, -1).mul_(score_BE1)
+    def _ask_all(self, sum_BH: Tensor, x_BI: Tensor, score_Bk: Tensor, expert_Bk: Tensor) -> Tensor:
+        up_2IX, down = self.every
+        score_BE = x_BI.new_zeros(len(x_BI), len(self.number_E)).scatter_(1, expert_Bk, score_Bk)
+        gate_BX, up_BX = torch.bmm(x_BI.expand(2, -1, -1), up_2IX)
+        gated_BEF = self._activation(gate_BX, up_BX).view(*score_BE.shape, -1).mul_(score_BE.unsqueeze(-1))
         return down(sum_BH, gated_BEF.flatten(1))
 
-    def _ask_chosen(self, sum_BH: Tensor, x_BH: Tensor, score_Bk: Tensor, expert_Bk: Tensor) -> Tensor:
+    def _ask_chosen(self, sum_BH: Tensor, x_BI: Tensor, score_Bk: Tensor, expert_Bk: Tensor) -> Tensor:
         expert_N, order_N = torch.sort(expert_Bk.flatten(), stable=True)
         stop_E = torch.searchsorted(expert_N, self.number_E, right=True, out_int32=True)
         slot_N = order_N // self.per_token
-        x_NH = (x_BH * self.norm_H).index_select(0, slot_N)
+        x_NH = (x_BI[:, :-1] * self.norm_H).index_select(0, slot_N)
         gate_up_NG = torch._grouped_mm(x_NH, self.up_EHG, offs=stop_E)
         if self.up_bias_EG is not None:
             gate_up_NG += self.up_bias_EG.index_select(0, expert_N)
@@ -254,9 +251,9 @@ def _of_every_expert(experts: Any, name: str) -> tuple[Tensor, Tensor | None]:
     return weight_E, getattr(experts, f"{name}_bias") if experts.has_bias else None
 
 
-def _normed(x: Tensor, floor: Tensor) -> Tensor:
-    """x / √(|x|² + floor²): an RMS norm but for its constants, see `_Linear.after_norm`."""
-    return x.div(torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(floor))
+def _length(x: Tensor, floor: Tensor) -> Tensor:
+    """√(|x|² + floor²): what an RMS norm divides by, but for its constants, see `_Linear.after_norm`."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(floor)
 
 
 def _floor(norm: Any) -> Tensor:
@@ -288,8 +285,8 @@ class DecodeProgram:
         self.embedding, self.rotary = decoder.embed_tokens.weight, decoder.rotary_emb
         self.layers = [self._layer(layer) for layer in decoder.layers]
         self.last_floor = _floor(decoder.norm)
-        self.head = _merged(model.get_output_embeddings()).after_norm(decoder.norm).product(slots)
-        self.rotations = torch.empty(0)
+        self.head = _merged(model.get_output_embeddings()).after_norm(decoder.norm, slots)
+        self.rotations = self.normed_BI = torch.empty(0)
 
     def _layer(self, module: Any) -> _Layer:
         attention, mlp = module.self_attn, module.mlp
@@ -303,7 +300,7 @@ class DecodeProgram:
         experts = hasattr(mlp, "experts")
         return _Layer(
             before_attention=_floor(module.input_layernorm),
-            qkv=self._by_group([query, key, value]).after_norm(module.input_layernorm).product(self.slots),
+            qkv=self._by_group([query, key, value]).after_norm(module.input_layernorm, self.slots),
             head_norm=self._head_norm(attention) if normed_heads else None,
             out=_merged(attention.o_proj).added(),
             before_mlp=_floor(module.post_attention_layernorm),
@@ -330,18 +327,25 @@ class DecodeProgram:
         weight_XD = torch.stack([norm.weight[self.order] for norm in norms]) * math.sqrt(self.size)
         weight_XD[: self.group] *= attention.scaling
         floor = _floor(attention.q_norm)
-        return lambda qk_NXD: qk_NXD.copy_(_normed(qk_NXD, floor) * weight_XD)
+        return lambda qk_NXD: qk_NXD.div_(_length(qk_NXD, floor)).mul_(weight_XD)
 
     def step(self, token_B: Tensor, cache: SlotCache) -> Tensor:
         """Float32 logits [B, V] after `token_B`; the cache grows by one position."""
         x_BH = self.embedding.index_select(0, token_B)
         turn_B11C = self._rotations(cache)
         for number, layer in enumerate(self.layers):
-            out_BX = self._attend(number, layer, _normed(x_BH, layer.before_attention), turn_B11C, cache)
+            out_BX = self._attend(number, layer, self._normed(x_BH, layer.before_attention), turn_B11C, cache)
             x_BH = layer.out(x_BH, out_BX)
-            x_BH = layer.mlp(x_BH, _normed(x_BH, layer.before_mlp))
+            x_BH = layer.mlp(x_BH, self._normed(x_BH, layer.before_mlp))
         cache.advance()
-        return self.head(_normed(x_BH, self.last_floor))
+        return self.head(self._normed(x_BH, self.last_floor))
+
+    def _normed(self, x_BH: Tensor, floor: Tensor) -> Tensor:
+        """States divided by their length, a 1 behind them: [B, I], which the next call writes over."""
+        if len(self.normed_BI) != len(x_BH):
+            self.normed_BI = x_BH.new_ones(len(x_BH), x_BH.shape[1] + 1)
+        torch.div(x_BH, _length(x_BH, floor), out=self.normed_BI[:, :-1])
+        return self.normed_BI
 
     def _rotations(self, cache: SlotCache) -> Tensor:
         """Complex factors [B, 1, 1, E/2] of each slot's next position; 1 for the two further components."""
@@ -351,9 +355,9 @@ class DecodeProgram:
             self.rotations = nn.functional.pad(torch.complex(cos, sin), (0, 1), value=1.0)[:, None, None]
         return self.rotations.index_select(0, cache.lengths_B)
 
-    def _attend(self, number: int, layer: _Layer, x_BH: Tensor, turn_B11C: Tensor, cache: SlotCache) -> Tensor:
-        slots, group, size = len(x_BH), self.group, self.size
-        qkv = layer.qkv(x_BH)
+    def _attend(self, number: int, layer: _Layer, x_BI: Tensor, turn_B11C: Tensor, cache: SlotCache) -> Tensor:
+        slots, group, size = len(x_BI), self.group, self.size
+        qkv = layer.qkv(x_BI)
         heads_NXE = qkv.view(slots * self.kv_heads, group + 2, size + 2)
         if layer.head_norm is not None:
             layer.head_norm(heads_NXE[:, :-1, :size])

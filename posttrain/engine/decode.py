@@ -216,12 +216,12 @@ class _Experts:
 
     def __call__(self, sum_BH: Tensor, x_BI: Tensor) -> Tensor:
         score_Bk, expert_Bk = self._choose(self.route(x_BI))
-        ask = self._ask_all if self.few and len(x_BI) <= DENSE_SLOTS else self._ask_chosen
+        ask = self._ask_all if self.few and x_BI.shape[0] <= DENSE_SLOTS else self._ask_chosen
         return ask(sum_BH, x_BI, score_Bk, expert_Bk)
 
     def _ask_all(self, sum_BH: Tensor, x_BI: Tensor, score_Bk: Tensor, expert_Bk: Tensor) -> Tensor:
         up_2IX, down = self.every
-        score_BE = x_BI.new_zeros(len(x_BI), len(self.number_E)).scatter_(1, expert_Bk, score_Bk)
+        score_BE = x_BI.new_zeros(x_BI.shape[0], self.number_E.shape[0]).scatter_(1, expert_Bk, score_Bk)
         gate_BX, up_BX = torch.bmm(x_BI.expand(2, -1, -1), up_2IX)
         gated_BEF = self._activation(gate_BX, up_BX).view(*score_BE.shape, -1).mul_(score_BE.unsqueeze(-1))
         return down(sum_BH, gated_BEF.flatten(1))
@@ -286,7 +286,9 @@ class DecodeProgram:
         self.layers = [self._layer(layer) for layer in decoder.layers]
         self.last_floor = _floor(decoder.norm)
         self.head = _merged(model.get_output_embeddings()).after_norm(decoder.norm, slots)
-        self.rotations = self.normed_BI = torch.empty(0)
+        self.rotations = torch.empty(0)
+        self.normed_BI = torch.ones(slots, config.hidden_size + 1)
+        self.normed_BH = self.normed_BI[:, :-1]
 
     def _layer(self, module: Any) -> _Layer:
         attention, mlp = module.self_attn, module.mlp
@@ -332,6 +334,9 @@ class DecodeProgram:
     def step(self, token_B: Tensor, cache: SlotCache) -> Tensor:
         """Float32 logits [B, V] after `token_B`; the cache grows by one position."""
         x_BH = self.embedding.index_select(0, token_B)
+        if x_BH.shape != self.normed_BH.shape:
+            self.normed_BI = torch.ones(len(x_BH), x_BH.shape[1] + 1)
+            self.normed_BH = self.normed_BI[:, :-1]
         turn_B11C = self._rotations(cache)
         for number, layer in enumerate(self.layers):
             out_BX = self._attend(number, layer, self._normed(x_BH, layer.before_attention), turn_B11C, cache)
@@ -342,9 +347,7 @@ class DecodeProgram:
 
     def _normed(self, x_BH: Tensor, floor: Tensor) -> Tensor:
         """States divided by their length, a 1 behind them: [B, I], which the next call writes over."""
-        if len(self.normed_BI) != len(x_BH):
-            self.normed_BI = x_BH.new_ones(len(x_BH), x_BH.shape[1] + 1)
-        torch.div(x_BH, _length(x_BH, floor), out=self.normed_BI[:, :-1])
+        torch.div(x_BH, _length(x_BH, floor), out=self.normed_BH)
         return self.normed_BI
 
     def _rotations(self, cache: SlotCache) -> Tensor:
@@ -356,7 +359,7 @@ class DecodeProgram:
         return self.rotations.index_select(0, cache.lengths_B)
 
     def _attend(self, number: int, layer: _Layer, x_BI: Tensor, turn_B11C: Tensor, cache: SlotCache) -> Tensor:
-        slots, group, size = len(x_BI), self.group, self.size
+        slots, group, size = x_BI.shape[0], self.group, self.size
         qkv = layer.qkv(x_BI)
         heads_NXE = qkv.view(slots * self.kv_heads, group + 2, size + 2)
         if layer.head_norm is not None:

@@ -136,9 +136,9 @@ class SlotCache:
     def store(self, layer: int, key_NE: Tensor, value_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Write this step's column; returns the keys [B · K, E, S] and values [B · K, S, D] to read."""
         keys, values, column, width = self.keys[layer], self.values[layer], self.column(layer), self.width(layer)
-        keys[:, :, column].copy_(key_NE)
-        values[:, column].copy_(value_ND)
-        return keys[:, :, :width], values[:, :width]
+        keys.select(2, column).copy_(key_NE)
+        values.select(1, column).copy_(value_ND)
+        return keys.narrow(2, 0, width), values.narrow(1, 0, width)
 
     def attend(
         self,
@@ -187,15 +187,16 @@ class SlotCache:
         for layer in range(len(self.keys)):
             span, (keys_BKES, values_BKSD) = self.span(layer), self._by_slot(layer)
             keys_BKES[list(placed), :, self.size, 1:] = HIDDEN
-            for slot, past in placed.items():
-                count = min(span, past.keys[layer].shape[1])
-                columns = self._columns(span, count)
-                keys_KTD = past.keys[layer][:, -count:].to(keys_BKES.dtype)
+            counts = {slot: min(span, past.keys[layer].shape[1]) for slot, past in placed.items()}
+            columns = {count: self._columns(span, count) for count in set(counts.values())}
+            for slot, count in counts.items():
+                at, past = columns[count], placed[slot]
+                keys_KDT = past.keys[layer][:, -count:].transpose(1, 2).to(keys_BKES.dtype)
                 if self.order is not None:
-                    keys_KTD = keys_KTD[:, :, self.order]
-                keys_KET = nn.functional.pad(keys_KTD, (0, 2)).transpose(1, 2)
-                keys_BKES[slot].index_copy_(2, columns, keys_KET)
-                values_BKSD[slot].index_copy_(1, columns, past.values[layer][:, -count:].to(values_BKSD.dtype))
+                    keys_KDT = keys_KDT.index_select(1, self.order)
+                keys_BKES[slot, :, : self.size].index_copy_(2, at, keys_KDT)
+                keys_BKES[slot, :, self.size].index_fill_(1, at, 0)
+                values_BKSD[slot].index_copy_(1, at, past.values[layer][:, -count:].to(values_BKSD.dtype))
 
     def _by_slot(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys [B, K, E, S] and values [B, K, S, D]."""

@@ -1,7 +1,7 @@
 """Experts of a model through this engine: transformers' experts interface, and the adapters that hang on them.
 
 On CUDA in bfloat16 grouped products do the work (`posttrain.engine.grouped`), elsewhere a product per expert
-(`posttrain.engine.joined`).
+(`posttrain.engine.joined`) or, on processors with a tile unit, one kernel (`posttrain.engine.amx_experts`).
 
 Axes: T token, k choice of a token, E expert, H hidden, R adapter rank, I in, O out.
 """
@@ -19,6 +19,7 @@ from posttrain.engine.joined import JoinedExperts, Parts, route, with_room
 from posttrain.engine.mxfp4 import PackedExperts
 from posttrain.engine.packing import row_multiple
 from posttrain.errors import ModelError
+from posttrain.host import machine
 
 NAME = "posttrain_sorted"
 """Registered with transformers' experts interface."""
@@ -88,11 +89,17 @@ def sorted_experts(
     down, down_parts = _parameters(experts, "down_proj")
     if device == "cuda" and dtype == torch.bfloat16:
         return grouped_experts(experts, hidden_TH, indices_Tk, weights_Tk, dtype, (up, up_parts), (down, down_parts))
-    # A kernel is compiled for every shape in bfloat16 alone.
+    gate, keep, parts = gate_of(experts), torch.is_grad_enabled(), (up_parts, down_parts)
+    if dtype == torch.bfloat16 and machine.has_matrix_tiles():
+        from posttrain.engine.amx_experts import TiledExperts
+
+        if TiledExperts.takes(gate, up, down):
+            routing = route(indices_Tk, weights_Tk.detach(), experts.num_experts, 1)
+            return TiledExperts.apply(hidden_TH, weights_Tk, routing, gate, keep, parts, *up, *down)
+    # oneDNN compiles a kernel for every shape in bfloat16 alone.
     multiple = row_multiple(indices_Tk.numel(), experts.num_experts) if dtype == torch.bfloat16 else 1
     routing = route(indices_Tk, weights_Tk.detach(), experts.num_experts, multiple)
-    keep, parts = torch.is_grad_enabled(), (up_parts, down_parts)
-    return JoinedExperts.apply(hidden_TH, weights_Tk, routing, gate_of(experts), keep, dtype, parts, *up, *down)
+    return JoinedExperts.apply(hidden_TH, weights_Tk, routing, gate, keep, dtype, parts, *up, *down)
 
 
 ExpertsInterface.register(NAME, sorted_experts)

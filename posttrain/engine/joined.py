@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from posttrain.engine.gates import Gate
 from posttrain.engine.mxfp4 import PackedExperts
 
 JOINED_MULTIPLE = 16
@@ -47,7 +48,8 @@ class Block:
 class Routing:
     """Which rows each expert works on. Rows that only fill up are of token 0 with weight 0 and without an adapter."""
 
-    experts: int
+    counts: list[int]
+    """Rows of each expert."""
     blocks: list[Block]
     token_P: Tensor
     weight_P1: Tensor
@@ -57,6 +59,10 @@ class Routing:
     expert_Tk: Tensor
     place_Tk: Tensor
     """The row of each token's k-th choice."""
+
+    @property
+    def experts(self) -> int:
+        return len(self.counts)
 
 
 def route(expert_Tk: Tensor, weight_Tk: Tensor, num_experts: int, multiple: int) -> Routing:
@@ -76,7 +82,7 @@ def route(expert_Tk: Tensor, weight_Tk: Tensor, num_experts: int, multiple: int)
     weight_P = weight_Tk.new_zeros(len(token_P)).index_copy_(0, row_N, weight_Tk.reshape(-1).index_select(0, order_N))
     place_N = torch.empty_like(row_N).index_copy_(0, order_N, row_N)
     place_Tk = place_N.view(tokens, per_token)
-    return Routing(num_experts, plan_blocks(counts), token_P, weight_P[:, None], pair_P, expert_Tk, place_Tk)
+    return Routing(counts, plan_blocks(counts), token_P, weight_P[:, None], pair_P, expert_Tk, place_Tk)
 
 
 def plan_blocks(count_E: list[int]) -> list[Block]:
@@ -227,6 +233,58 @@ class _Layer:
         expert_Tk = self.routing.expert_Tk
         return weight_Tk.new_zeros(len(weight_Tk), self.routing.experts).scatter_(1, expert_Tk, weight_Tk)
 
+    def forward(self, x_TH: Tensor, up_low_PR: Tensor | None, gate: Gate, keep: bool) -> tuple[Tensor, Tensor]:
+        """The up projection's outputs [P, G], none unless they are kept, and the down projection's [P, J]."""
+        rows = len(self.routing.token_P)
+        hidden, wide_TJ = x_TH.shape[1], self.widened(x_TH)
+        gate_up_PG = x_TH.new_empty(rows if keep else 0, self.up.size_out)
+        down_PJ = x_TH.new_empty(rows, self.down.size_out)
+        for block in self.routing.blocks:
+            rows_MJ = self.rows(block, wide_TJ, up_low_PR, hidden)
+            gate_up_MG = gate_up_PG[block.rows] if keep else x_TH.new_empty(len(rows_MJ), self.up.size_out)
+            self.up.forward(block, rows_MJ, gate_up_MG)
+            self.down.forward(block, gate.forward(gate_up_MG), down_PJ[block.rows])
+        return gate_up_PG, down_PJ
+
+    def backward(
+        self,
+        grad_TH: Tensor,
+        grad_low_PR: Tensor | None,
+        gate_up_PG: Tensor,
+        gate: Gate,
+        x_TH: Tensor | None,
+        up_low_PR: Tensor | None,
+        whole_down: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gradients of the up projection's inputs [P, J], of the rows' weights [P] and of the joined matrices.
+
+        Of these only what joins a frozen weight, and all inputs and outputs where `x_TH` and `whole_down` are given.
+        """
+        hidden, dtype = grad_TH.shape[1], grad_TH.dtype
+        weight_P1 = self.routing.weight_P1.to(dtype)
+        wide_grad_TJ = nn.functional.pad(grad_TH, (0, self.down.size_out - hidden))
+        grad_weight_P = weight_P1.new_empty(len(weight_P1), dtype=torch.promote_types(dtype, torch.float32))
+        grad_PJ = grad_TH.new_empty(len(weight_P1), self.up.size_in)
+        wide_TJ = None if x_TH is None else self.widened(x_TH)
+        up_width = self.up_ranks if x_TH is None else self.up.size_in
+        up_EJG = grad_weight_P.new_zeros(self.routing.experts, up_width, self.up.size_out)
+        wanted = slice(0 if whole_down else hidden, hidden + self.down_ranks)
+        down_EFJ = grad_weight_P.new_zeros(self.routing.experts, self.down.size_in, wanted.stop - wanted.start)
+        for block in self.routing.blocks:
+            grad_MJ = self.rows(block, wide_grad_TJ, grad_low_PR, hidden)
+            grad_act_MF = grad_TH.new_empty(len(grad_MJ), self.down.size_in)
+            self.down.backward(block, grad_MJ, grad_act_MF)
+            gated = gate.backward(gate_up_PG[block.rows], grad_act_MF, self.routing.weight_P1[block.rows])
+            act_MF, grad_gate_up_MG, grad_weight_P[block.rows] = gated
+            if down_EFJ.shape[2]:
+                _add_outer_products(block, act_MF, grad_MJ[:, wanted] * weight_P1[block.rows], down_EFJ)
+            if wide_TJ is not None:
+                _add_outer_products(block, self.rows(block, wide_TJ, up_low_PR, hidden), grad_gate_up_MG, up_EJG)
+            elif up_low_PR is not None:
+                _add_outer_products(block, up_low_PR[block.rows], grad_gate_up_MG, up_EJG)
+            self.up.backward(block, grad_gate_up_MG, grad_PJ[block.rows])
+        return grad_PJ, grad_weight_P, up_EJG, down_EFJ
+
 
 class JoinedExperts(torch.autograd.Function):
     """Rows through their experts, weighted and summed per token.
@@ -240,16 +298,8 @@ class JoinedExperts(torch.autograd.Function):
         layer = _Layer(routing, dtype, parts, tensors)
         x_TH = hidden_TH.to(dtype)
         tokens, hidden = x_TH.shape
-        rows = len(routing.token_P)
         up_low_PR = None if layer.up_A_HX is None else layer.of_rows(x_TH @ layer.up_A_HX)
-        wide_TJ = layer.widened(x_TH)
-        gate_up_PG = x_TH.new_empty(rows if keep else 0, layer.up.size_out)
-        down_PJ = x_TH.new_empty(rows, layer.down.size_out)
-        for block in routing.blocks:
-            rows_MJ = layer.rows(block, wide_TJ, up_low_PR, hidden)
-            gate_up_MG = gate_up_PG[block.rows] if keep else x_TH.new_empty(len(rows_MJ), layer.up.size_out)
-            layer.up.forward(block, rows_MJ, gate_up_MG)
-            layer.down.forward(block, gate.forward(gate_up_MG), down_PJ[block.rows])
+        gate_up_PG, down_PJ = layer.forward(x_TH, up_low_PR, gate, keep)
         out_TH = combine(down_PJ, routing.place_Tk, weight_Tk)[:, :hidden]
         down_low_PR = None
         if layer.down_B_XH is not None:
@@ -268,33 +318,13 @@ class JoinedExperts(torch.autograd.Function):
         routing, dtype, needed = ctx.routing, x_TH.dtype, ctx.needs_input_grad[7:]
         layer = _Layer(routing, dtype, ctx.parts, tensors)
         tokens, hidden = x_TH.shape
-        rows = len(routing.token_P)
         grad_TH = grad_TH.to(dtype)
-        weight_P1 = routing.weight_P1.to(dtype)
         grad_low_PR = None if layer.down_B_XH is None else layer.of_rows(grad_TH @ layer.down_B_XH.T)
-        wide_grad_TJ = nn.functional.pad(grad_TH, (0, layer.down.size_out - hidden))
-        grad_weight_P = x_TH.new_empty(rows, dtype=torch.promote_types(dtype, torch.float32))
-        grad_PJ = x_TH.new_empty(rows, layer.up.size_in)
         # Of a frozen weight only what joins it has a gradient.
         whole_up, whole_down = needed[0] or needed[1], needed[4]
-        wide_TJ = layer.widened(x_TH) if whole_up else None
-        up_width = layer.up.size_in if whole_up else layer.up_ranks
-        up_EJG = grad_weight_P.new_zeros(routing.experts, up_width, layer.up.size_out)
-        wanted = slice(0 if whole_down else hidden, hidden + layer.down_ranks)
-        down_EFJ = grad_weight_P.new_zeros(routing.experts, layer.down.size_in, wanted.stop - wanted.start)
-        for block in routing.blocks:
-            grad_MJ = layer.rows(block, wide_grad_TJ, grad_low_PR, hidden)
-            grad_act_MF = x_TH.new_empty(len(grad_MJ), layer.down.size_in)
-            layer.down.backward(block, grad_MJ, grad_act_MF)
-            gated = ctx.gate.backward(gate_up_PG[block.rows], grad_act_MF, routing.weight_P1[block.rows])
-            act_MF, grad_gate_up_MG, grad_weight_P[block.rows] = gated
-            if down_EFJ.shape[2]:
-                _add_outer_products(block, act_MF, grad_MJ[:, wanted] * weight_P1[block.rows], down_EFJ)
-            if wide_TJ is not None:
-                _add_outer_products(block, layer.rows(block, wide_TJ, up_low_PR, hidden), grad_gate_up_MG, up_EJG)
-            elif up_low_PR is not None:
-                _add_outer_products(block, up_low_PR[block.rows], grad_gate_up_MG, up_EJG)
-            layer.up.backward(block, grad_gate_up_MG, grad_PJ[block.rows])
+        grad_PJ, grad_weight_P, up_EJG, down_EFJ = layer.backward(
+            grad_TH, grad_low_PR, gate_up_PG, ctx.gate, x_TH if whole_up else None, up_low_PR, whole_down
+        )
         grad_hidden = combine(grad_PJ, routing.place_Tk, None)[:, :hidden]
         behind_EJG = up_EJG[:, hidden:] if whole_up else up_EJG
         up_A, down_bias, down_B = None, None, None

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 import platform
 import resource
@@ -16,6 +17,8 @@ from posttrain.run.redaction import without_secrets
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt (malloc.h)."""
+ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
+"""A system call, and what it is asked for (arch_prctl(2), linux/Documentation/arch/x86/xstate.rst)."""
 
 
 def cpu_model() -> str:
@@ -26,6 +29,17 @@ def cpu_model() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+@functools.cache
+def has_matrix_tiles() -> bool:
+    """Whether the processor has tile registers for bfloat16 (Intel AMX) and Linux lets this process use them."""
+    try:
+        if " amx_bf16" not in Path("/proc/cpuinfo").read_text():
+            return False
+    except OSError:
+        return False
+    return ctypes.CDLL(None).syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0
 
 
 def memory_bytes() -> int:

@@ -1,0 +1,268 @@
+"""Matrix products of bfloat16 on the tile unit of Intel processors (AMX), for kernels that numba compiles.
+
+A product adds up tiles of 16 by 16 float32, each from 16 rows of A (32 bfloat16 one behind the other) and a packed tile
+of B: 16 pairs of rows, the two values of a column side by side. Eight tile registers hold four sums, two tiles of A and
+two of B. Registers are the thread's own and are put back as they were: oneDNN uses them as well.
+
+Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
+
+Axes: M row of A, K along the sum, N column of B.
+"""
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+SUM = 32
+"""Values along the sum of one tile; products have a multiple of it, and a multiple of as many rows."""
+COLUMNS = 16
+"""Columns of one tile; products have a multiple of it."""
+TILE_BYTES = 1024
+ONE = 0x3F80
+"""1 in bfloat16."""
+
+_BYTE, _HALF, _WORD, _POINTER = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.PointerType()
+
+
+def run(kernel: Any, job: np.ndarray) -> None:
+    """`kernel` with the address of a job's record, on as many threads as torch uses.
+
+    Where torch has GNU OpenMP its own threads do it: others would compete with these, which wait actively.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or not hasattr(process := ctypes.CDLL(None), "GOMP_parallel"):
+        kernel.ctypes(job.ctypes.data)
+    else:
+        process.GOMP_parallel(ctypes.c_void_p(kernel.address), ctypes.c_void_p(job.ctypes.data), threads, 0)
+
+
+def _instruction(name: str, tiles: int = 0) -> Callable[..., Any]:
+    """What emits an instruction on registers, whose numbers are the first arguments' types, and memory."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values = [ir.Constant(_BYTE, number.literal_value) for number in signature.args[:tiles]]
+        for argument in arguments[tiles : tiles + 1]:
+            values.append(builder.inttoptr(argument, _POINTER))
+        values += arguments[tiles + 1 :]
+        kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), values)
+
+    return generate
+
+
+@intrinsic(prefer_literal=True)
+def _load_tile(context, tile, address, stride):  # type: ignore[no-untyped-def]
+    return types.void(tile, types.int64, types.int64), _instruction("tileloadd64", 1)
+
+
+@intrinsic(prefer_literal=True)
+def _store_tile(context, tile, address, stride):  # type: ignore[no-untyped-def]
+    return types.void(tile, types.int64, types.int64), _instruction("tilestored64", 1)
+
+
+@intrinsic(prefer_literal=True)
+def _zero_tile(context, tile):  # type: ignore[no-untyped-def]
+    return types.void(tile), _instruction("tilezero", 1)
+
+
+@intrinsic(prefer_literal=True)
+def _add_product(context, total, left, right):  # type: ignore[no-untyped-def]
+    return types.void(total, left, right), _instruction("tdpbf16ps", 3)
+
+
+@intrinsic
+def load_configuration(context, address):  # type: ignore[no-untyped-def]
+    return types.void(types.int64), _instruction("ldtilecfg")
+
+
+@intrinsic
+def store_configuration(context, address):  # type: ignore[no-untyped-def]
+    return types.void(types.int64), _instruction("sttilecfg")
+
+
+@intrinsic
+def next_number(context, address):  # type: ignore[no-untyped-def]
+    """The int64 at an address, which is then one more; threads never get the same."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.inttoptr(arguments[0], _POINTER)
+        return builder.atomic_rmw("add", place, ir.Constant(ir.IntType(64), 1), "seq_cst")
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def _pointer(context, address):  # type: ignore[no-untyped-def]
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], _POINTER)
+
+    return types.voidptr(types.int64), generate
+
+
+@njit(inline="always", cache=True)
+def array_at(address, shape, dtype):  # type: ignore[no-untyped-def]
+    return carray(_pointer(address), shape, dtype)
+
+
+@intrinsic
+def to_bfloat16(context, value):  # type: ignore[no-untyped-def]
+    """Bits of a float32 rounded to nearest even."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits = builder.bitcast(arguments[0], _WORD)
+        half = ir.Constant(_WORD, 0x7FFF)
+        last = builder.and_(builder.lshr(bits, ir.Constant(_WORD, 16)), ir.Constant(_WORD, 1))
+        rounded = builder.lshr(builder.add(builder.add(bits, half), last), ir.Constant(_WORD, 16))
+        return builder.trunc(rounded, _HALF)
+
+    return types.uint16(types.float32), generate
+
+
+@intrinsic
+def from_bfloat16(context, bits):  # type: ignore[no-untyped-def]
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        wide = builder.shl(builder.zext(arguments[0], _WORD), ir.Constant(_WORD, 16))
+        return builder.bitcast(wide, ir.FloatType())
+
+    return types.float32(types.uint16), generate
+
+
+@intrinsic
+def power_of_two(context, exponent):  # type: ignore[no-untyped-def]
+    """The float32 of an exponent from -126 to 127."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        biased = builder.add(arguments[0], ir.Constant(_WORD, 127))
+        return builder.bitcast(builder.shl(biased, ir.Constant(_WORD, 23)), ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+@intrinsic
+def _interleave(context, first, second, out):  # type: ignore[no-untyped-def]
+    """16 bfloat16 at each of two addresses become 16 pairs at the third."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.VectorType(_HALF, COLUMNS)
+        first, second = (builder.load(builder.inttoptr(at, _POINTER), typ=kind, align=2) for at in arguments[:2])
+        order = [lane // 2 + COLUMNS * (lane % 2) for lane in range(2 * COLUMNS)]
+        pairs = builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(_WORD, 2 * COLUMNS), order))
+        builder.store(pairs, builder.inttoptr(arguments[2], _POINTER), align=2)
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def _turn_pairs(context, address, stride, out):  # type: ignore[no-untyped-def]
+    """16 rows of 16 pairs, `stride` bytes apart, become 16 rows of the pairs that stood below each other."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address, stride, out = arguments
+        kind, order = ir.VectorType(_WORD, COLUMNS), ir.VectorType(_WORD, COLUMNS)
+        rows = []
+        for row in range(COLUMNS):
+            at = builder.add(address, builder.mul(stride, ir.Constant(stride.type, row)))
+            rows.append(builder.load(builder.inttoptr(at, _POINTER), typ=kind, align=2))
+        # Four times, blocks of 1, 2, 4 and 8 lanes change places between rows as far apart.
+        for step in (1, 2, 4, 8):
+            low = [lane if not lane & step else lane - step + COLUMNS for lane in range(COLUMNS)]
+            high = [lane + step if not lane & step else lane + COLUMNS for lane in range(COLUMNS)]
+            for row in range(COLUMNS):
+                if not row & step:
+                    first, second = rows[row], rows[row + step]
+                    rows[row] = builder.shuffle_vector(first, second, ir.Constant(order, low))
+                    rows[row + step] = builder.shuffle_vector(first, second, ir.Constant(order, high))
+        for row, value in enumerate(rows):
+            place = builder.add(out, ir.Constant(out.type, 4 * COLUMNS * row))
+            builder.store(value, builder.inttoptr(place, _POINTER), align=2)
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+CONFIGURATION = np.zeros(64, np.uint8)
+"""Eight tiles of 16 rows of 64 bytes, palette 1."""
+CONFIGURATION[0] = 1
+CONFIGURATION[16:32].view(np.uint16)[:] = 64
+CONFIGURATION[48:56] = 16
+
+
+@njit(cache=True)
+def pack(matrix, stride, rows, columns, out, out_rows):  # type: ignore[no-untyped-def]
+    """B [rows, columns] with its columns side by side in memory, as rows of a packed B of `out_rows` rows in all.
+
+    Addresses and strides in bytes, whole tiles. `out` is where the packed B's first of these rows is.
+    """
+    for panel in range(columns // COLUMNS):
+        for pair in range(rows // 2):
+            first = matrix + 2 * pair * stride + panel * 2 * COLUMNS
+            _interleave(first, first + stride, out + panel * (out_rows // SUM) * TILE_BYTES + pair * 64)
+
+
+@njit(cache=True)
+def pack_turned(matrix, stride, rows, columns, out, out_rows):  # type: ignore[no-untyped-def]
+    """The same of a B with its rows side by side in memory: [columns, rows]."""
+    for panel in range(columns // COLUMNS):
+        for tile in range(rows // SUM):
+            place = out + (panel * (out_rows // SUM) + tile) * TILE_BYTES
+            _turn_pairs(matrix + panel * COLUMNS * stride + tile * 2 * SUM, stride, place)
+
+
+@njit(cache=True)
+def product(left, left_stride, right, along, columns, out, out_stride, rows):  # type: ignore[no-untyped-def]
+    """Float32 A · B at `out`, of a packed B; `rows` is a multiple of 32, addresses and strides are in bytes."""
+    tiles = along // SUM
+    for panel in range(columns // COLUMNS // 2):
+        first = right + 2 * panel * tiles * TILE_BYTES
+        second = first + tiles * TILE_BYTES
+        for block in range(rows // 32):
+            upper = left + block * 32 * left_stride
+            lower = upper + 16 * left_stride
+            _zero_tile(0)
+            _zero_tile(1)
+            _zero_tile(2)
+            _zero_tile(3)
+            for tile in range(tiles):
+                _load_tile(4, upper + tile * 64, left_stride)
+                _load_tile(6, first + tile * TILE_BYTES, 64)
+                _load_tile(5, lower + tile * 64, left_stride)
+                _load_tile(7, second + tile * TILE_BYTES, 64)
+                _add_product(0, 4, 6)
+                _add_product(2, 5, 6)
+                _add_product(1, 4, 7)
+                _add_product(3, 5, 7)
+            place = out + block * 32 * out_stride + panel * 128
+            _store_tile(0, place, out_stride)
+            _store_tile(1, place + 64, out_stride)
+            _store_tile(2, place + 16 * out_stride, out_stride)
+            _store_tile(3, place + 16 * out_stride + 64, out_stride)
+    if columns // COLUMNS % 2:
+        panel = columns // COLUMNS - 1
+        for block in range(rows // 16):
+            _zero_tile(0)
+            for tile in range(tiles):
+                _load_tile(4, left + block * 16 * left_stride + tile * 64, left_stride)
+                _load_tile(6, right + (panel * tiles + tile) * TILE_BYTES, 64)
+                _add_product(0, 4, 6)
+            _store_tile(0, out + block * 16 * out_stride + panel * 64, out_stride)
+
+
+@njit(cache=True)
+def add_product(left, left_stride, right, along, columns, out, out_stride, rows):  # type: ignore[no-untyped-def]
+    """Adds A · B to the float32 at `out`; `rows` is a multiple of 16."""
+    tiles = along // SUM
+    for block in range(rows // 16):
+        for panel in range(columns // COLUMNS):
+            place = out + block * 16 * out_stride + panel * 64
+            _load_tile(0, place, out_stride)
+            for tile in range(tiles):
+                _load_tile(4, left + block * 16 * left_stride + tile * 64, left_stride)
+                _load_tile(6, right + (panel * tiles + tile) * TILE_BYTES, 64)
+                _add_product(0, 4, 6)
+            _store_tile(0, place, out_stride)

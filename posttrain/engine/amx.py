@@ -199,8 +199,9 @@ def pack(matrix, stride, rows, columns, out, out_rows):  # type: ignore[no-untyp
 
     Addresses and strides in bytes, whole tiles. `out` is where the packed B's first of these rows is.
     """
-    for panel in range(columns // COLUMNS):
-        for pair in range(rows // 2):
+    # Memory is read in its order; what is written stays in the caches.
+    for pair in range(rows // 2):
+        for panel in range(columns // COLUMNS):
             first = matrix + 2 * pair * stride + panel * 2 * COLUMNS
             _interleave(first, first + stride, out + panel * (out_rows // SUM) * TILE_BYTES + pair * 64)
 

@@ -9,7 +9,7 @@ Axes as in `posttrain.engine.joined`; a rank is filled up with zeros to whole ti
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,12 +31,12 @@ JOB = np.dtype(
     + [(name, "i8") for name in ("configuration", "order", "start", "token", "row_weight", "x", "grad")]
     + [(name, "i8") for name in ("gate_up", "up_low", "down_low", "out", "grad_weight")]
     + [(f"{side}_{name}", "i8") for side in ("up", "down") for name in ("weight", "expert", "stride", "in_rows")]
-    + [(f"{side}_{name}", "i8") for side in ("up", "down") for name in ("A", "B", "B_rows", "grad_A", "grad_B")]
-    + [("alpha", "f4"), ("bound", "f4")]
+    + [(f"{side}_{name}", "i8") for side in ("up", "down") for name in ("bias", "A", "B", "grad_A", "grad_B")]
+    + [(name, "f4") for name in ("alpha", "bound", "up_scale", "down_scale")]
 )
 """What a kernel is given: a counter that its threads share, sizes, addresses, strides in bytes.
 
-A is [E, I, R] with its scale, B is [E, B_rows, O] with the bias behind its ranks; their gradients have the ranks first.
+Biases, factors and their gradients are in float32 as the adapter has them.
 """
 
 
@@ -119,6 +119,35 @@ def _turn(low, weight, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
+def _behind(job, rank):  # type: ignore[no-untyped-def]
+    """Rows of a joined B: ranks and the bias, whole tiles."""
+    return _filled(rank + job.has_bias, SUM)
+
+
+@njit(cache=True)
+def _place_A(factor, expert, size, rank, scale, out):  # type: ignore[no-untyped-def]
+    """An expert's scaled A [I, R] in bfloat16, columns filled up with zeros."""
+    out_IR = array_at(out, (size, _filled(rank, SUM)), np.uint16)
+    if rank:
+        A_IR = array_at(factor + 4 * expert * size * rank, (size, rank), np.float32)
+        out_IR[:] = 0
+        for row in range(size):
+            for column in range(rank):
+                out_IR[row, column] = to_bfloat16(A_IR[row, column] * scale)
+
+
+@njit(cache=True)
+def _place_B(job, factor, bias, expert, rank, columns, out):  # type: ignore[no-untyped-def]
+    """An expert's B [R, O] and its bias in bfloat16, rows filled up with zeros."""
+    out_JO = array_at(out, (_behind(job, rank), columns), np.uint16)
+    out_JO[:] = 0
+    B_RO = array_at(factor + 4 * expert * rank * columns, (rank, columns), np.float32)
+    _round(B_RO, 0, out_JO[:rank])
+    if job.has_bias:
+        _round(array_at(bias + 4 * expert * columns, (1, columns), np.float32), 0, out_JO[rank : rank + 1])
+
+
+@njit(cache=True)
 def _pack(matrix, stride, in_rows, rows, columns, out, out_rows):  # type: ignore[no-untyped-def]
     if in_rows:
         amx.pack(matrix, stride, rows, columns, out, out_rows)
@@ -126,237 +155,288 @@ def _pack(matrix, stride, in_rows, rows, columns, out, out_rows):  # type: ignor
         amx.pack_turned(matrix, stride, rows, columns, out, out_rows)
 
 
+class _Forward(NamedTuple):
+    """Addresses: packed matrices, then what a block of rows is on its way."""
+
+    up_A: int
+    up: int
+    down: int
+    down_B: int
+    left: int
+    gate_up: int
+    act: int
+    low: int
+    loose: int
+    sums: int
+    end: int
+
+
+@njit(cache=True)
+def _forward_places(job, start):  # type: ignore[no-untyped-def]
+    up_ranks, down_ranks = _filled(job.up_rank, SUM), _filled(job.down_rank, SUM)
+    columns, along, width = 2 * job.size, job.hidden + _behind(job, job.up_rank), job.hidden + down_ranks
+    up = start + 2 * job.hidden * up_ranks
+    down = up + 2 * along * columns
+    down_B = down + 2 * job.size * width
+    left = down_B + 2 * _behind(job, job.down_rank) * job.hidden
+    gate_up = left + 2 * BLOCK_ROWS * along
+    act = gate_up + 2 * BLOCK_ROWS * columns
+    low = act + 2 * BLOCK_ROWS * job.size
+    loose = low + 2 * BLOCK_ROWS * _behind(job, job.down_rank)
+    sums = loose + _loose(job)
+    end = sums + 4 * BLOCK_ROWS * max(columns, width)
+    return _Forward(start, up, down, down_B, left, gate_up, act, low, loose, sums, end)
+
+
+@njit(cache=True)
+def _pack_forward(job, expert, at):  # type: ignore[no-untyped-def]
+    hidden, size, columns = job.hidden, job.size, 2 * job.size
+    up_ranks, down_ranks = _filled(job.up_rank, SUM), _filled(job.down_rank, SUM)
+    up_behind, down_behind = _behind(job, job.up_rank), _behind(job, job.down_rank)
+    along = hidden + up_behind
+    _pack(job.up_weight + expert * job.up_expert, job.up_stride, job.up_in_rows, hidden, columns, at.up, along)
+    _place_A(job.up_A, expert, hidden, job.up_rank, job.up_scale, at.loose)
+    amx.pack(at.loose, 2 * up_ranks, hidden, up_ranks, at.up_A, hidden)
+    _place_B(job, job.up_B, job.up_bias, expert, job.up_rank, columns, at.loose)
+    amx.pack(at.loose, 2 * columns, up_behind, columns, at.up + hidden // SUM * amx.TILE_BYTES, along)
+    _pack(job.down_weight + expert * job.down_expert, job.down_stride, job.down_in_rows, size, hidden, at.down, size)
+    _place_A(job.down_A, expert, size, job.down_rank, job.down_scale, at.loose)
+    amx.pack(at.loose, 2 * down_ranks, size, down_ranks, at.down + 2 * size * hidden, size)
+    _place_B(job, job.down_B, job.down_bias, expert, job.down_rank, hidden, at.loose)
+    amx.pack(at.loose, 2 * hidden, down_behind, hidden, at.down_B, down_behind)
+
+
+@njit(cache=True)
+def _loose(job):  # type: ignore[no-untyped-def]
+    """Bytes of the largest factor with what fills it up."""
+    up_ranks, down_ranks = _filled(job.up_rank, SUM), _filled(job.down_rank, SUM)
+    B = max(2 * job.size * _behind(job, job.up_rank), job.hidden * _behind(job, job.down_rank))
+    return 2 * max(job.hidden * up_ranks, job.size * down_ranks, B)
+
+
+@njit(cache=True)
+def _forward_block(job, row, stop, total, at):  # type: ignore[no-untyped-def]
+    hidden, size, columns, rows_B = job.hidden, job.size, 2 * job.size, _behind(job, job.down_rank)
+    up_ranks = _filled(job.up_rank, SUM)
+    along, width = hidden + _behind(job, job.up_rank), hidden + _filled(job.down_rank, SUM)
+    rows, filled = stop - row, _filled(stop - row, 32)
+    left_MJ = array_at(at.left, (BLOCK_ROWS, along), np.uint16)
+    x_TH, token_P = array_at(job.x, (job.tokens, hidden), np.uint16), array_at(job.token, (total,), np.int64)
+    _gather(x_TH, token_P[row:stop], filled, hidden, left_MJ)
+    if job.up_rank:
+        amx.product(at.left, 2 * along, at.up_A, hidden, up_ranks, at.sums, 4 * up_ranks, filled)
+        low_MR = left_MJ[:rows, hidden : hidden + job.up_rank]
+        _round(array_at(at.sums, (BLOCK_ROWS, up_ranks), np.float32), 0, low_MR)
+        if job.keep:
+            array_at(job.up_low, (total, job.up_rank), np.uint16)[row:stop] = low_MR
+    if job.has_bias:
+        left_MJ[:rows, hidden + job.up_rank] = amx.ONE
+    amx.product(at.left, 2 * along, at.up, along, columns, at.sums, 4 * columns, filled)
+    act_MF = array_at(at.act, (BLOCK_ROWS, size), np.uint16)
+    act_MF[rows:filled] = 0
+    gate_up_MG = array_at(at.gate_up, (BLOCK_ROWS, columns), np.uint16)
+    if job.keep:
+        gate_up_MG = array_at(job.gate_up, (total, columns), np.uint16)[row:stop]
+    _gate(array_at(at.sums, (BLOCK_ROWS, columns), np.float32), rows, size, job.alpha, job.bound, gate_up_MG, act_MF)
+    amx.product(at.act, 2 * size, at.down, size, width, at.sums, 4 * width, filled)
+    sums_MJ = array_at(at.sums, (BLOCK_ROWS, width), np.float32)
+    if rows_B:
+        low_MR = array_at(at.low, (BLOCK_ROWS, rows_B), np.uint16)
+        low_MR[:filled] = 0
+        _round(sums_MJ, hidden, low_MR[:rows, : job.down_rank])
+        if job.keep:
+            array_at(job.down_low, (total, job.down_rank), np.uint16)[row:stop] = low_MR[:rows, : job.down_rank]
+        if job.has_bias:
+            low_MR[:rows, job.down_rank] = amx.ONE
+        amx.add_product(at.low, 2 * rows_B, at.down_B, rows_B, hidden, at.sums, 4 * width, filled)
+    _round(sums_MJ, 0, array_at(job.out, (total, hidden), np.uint16)[row:stop])
+
+
 @cfunc("void(int64)", cache=True)
 def forward(address):  # type: ignore[no-untyped-def]
     job = array_at(address, (1,), JOB)[0]
-    hidden, size, columns = job.hidden, job.size, 2 * job.size
-    up_ranks, down_ranks = _filled(job.up_rank, SUM), _filled(job.down_rank, SUM)
-    along, width = hidden + job.up_B_rows, hidden + down_ranks
     order, start = array_at(job.order, (job.experts,), np.int64), array_at(job.start, (job.experts + 1,), np.int64)
-    total = start[job.experts]
-    token, x_TH = array_at(job.token, (total,), np.int64), array_at(job.x, (job.tokens, hidden), np.uint16)
-    gate_up_PG, out_PH = (
-        array_at(job.gate_up, (total, columns), np.uint16),
-        array_at(job.out, (total, hidden), np.uint16),
-    )
-    up_low_PR = array_at(job.up_low, (total, job.up_rank), np.uint16)
-    down_low_PR = array_at(job.down_low, (total, job.down_rank), np.uint16)
-    # Packed matrices, then what a block is on its way.
-    widest = max(columns, width)
-    packed = hidden * up_ranks + along * columns + size * width + job.down_B_rows * hidden
-    memory = np.empty(
-        2 * packed + BLOCK_ROWS * (2 * (along + columns + size + job.down_B_rows) + 4 * widest) + 64, np.uint8
-    )
-    up_A = _filled(memory.ctypes.data, 64)
-    up = up_A + 2 * hidden * up_ranks
-    down = up + 2 * along * columns
-    down_B = down + 2 * size * width
-    left = down_B + 2 * job.down_B_rows * hidden
-    sums = left + 2 * BLOCK_ROWS * along
-    act = sums + 4 * BLOCK_ROWS * widest
-    low = act + 2 * BLOCK_ROWS * size
-    aside = low + 2 * BLOCK_ROWS * job.down_B_rows
-    left_MJ, act_MF = array_at(left, (BLOCK_ROWS, along), np.uint16), array_at(act, (BLOCK_ROWS, size), np.uint16)
-    low_MR = array_at(low, (BLOCK_ROWS, job.down_B_rows), np.uint16)
-    aside_MG = array_at(aside, (BLOCK_ROWS, columns), np.uint16)
-    up_low_MR = array_at(sums, (BLOCK_ROWS, up_ranks), np.float32)
-    sums_MG, sums_MJ = (
-        array_at(sums, (BLOCK_ROWS, columns), np.float32),
-        array_at(sums, (BLOCK_ROWS, width), np.float32),
-    )
-    before = np.zeros(64, np.uint8)
+    memory, before = np.empty(_forward_places(job, 0).end + 64, np.uint8), np.zeros(64, np.uint8)
+    at = _forward_places(job, _filled(memory.ctypes.data, 64))
     amx.store_configuration(before.ctypes.data)
     amx.load_configuration(job.configuration)
     number = amx.next_number(address)
     while number < job.experts:
         expert = order[number]
         if start[expert] < start[expert + 1]:
-            amx.pack(job.up_A + 2 * expert * hidden * up_ranks, 2 * up_ranks, hidden, up_ranks, up_A, hidden)
-            _pack(job.up_weight + expert * job.up_expert, job.up_stride, job.up_in_rows, hidden, columns, up, along)
-            behind = up + hidden // SUM * amx.TILE_BYTES
-            amx.pack(
-                job.up_B + 2 * expert * job.up_B_rows * columns, 2 * columns, job.up_B_rows, columns, behind, along
-            )
-            _pack(
-                job.down_weight + expert * job.down_expert, job.down_stride, job.down_in_rows, size, hidden, down, size
-            )
-            amx.pack(
-                job.down_A + 2 * expert * size * down_ranks,
-                2 * down_ranks,
-                size,
-                down_ranks,
-                down + 2 * size * hidden,
-                size,
-            )
-            rows_B = job.down_B_rows
-            amx.pack(job.down_B + 2 * expert * rows_B * hidden, 2 * hidden, rows_B, hidden, down_B, rows_B)
+            _pack_forward(job, expert, at)
         for row in range(start[expert], start[expert + 1], BLOCK_ROWS):
-            stop = min(row + BLOCK_ROWS, start[expert + 1])
-            rows, filled = stop - row, _filled(stop - row, 32)
-            _gather(x_TH, token[row:stop], filled, hidden, left_MJ)
-            if job.up_rank:
-                amx.product(left, 2 * along, up_A, hidden, up_ranks, sums, 4 * up_ranks, filled)
-                _round(up_low_MR, 0, left_MJ[:rows, hidden : hidden + job.up_rank])
-                if job.keep:
-                    up_low_PR[row:stop] = left_MJ[:rows, hidden : hidden + job.up_rank]
-            if job.has_bias:
-                left_MJ[:rows, hidden + job.up_rank] = amx.ONE
-            amx.product(left, 2 * along, up, along, columns, sums, 4 * columns, filled)
-            act_MF[rows:filled] = 0
-            _gate(sums_MG, rows, size, job.alpha, job.bound, gate_up_PG[row:stop] if job.keep else aside_MG, act_MF)
-            amx.product(act, 2 * size, down, size, width, sums, 4 * width, filled)
-            if job.down_B_rows:
-                low_MR[:filled] = 0
-                _round(sums_MJ, hidden, low_MR[:rows, : job.down_rank])
-                if job.keep:
-                    down_low_PR[row:stop] = low_MR[:rows, : job.down_rank]
-                if job.has_bias:
-                    low_MR[:rows, job.down_rank] = amx.ONE
-                rows_B = job.down_B_rows
-                amx.add_product(low, 2 * rows_B, down_B, rows_B, hidden, sums, 4 * width, filled)
-            _round(sums_MJ, 0, out_PH[row:stop])
+            _forward_block(job, row, min(row + BLOCK_ROWS, start[expert + 1]), start[job.experts], at)
         number = amx.next_number(address)
     amx.load_configuration(before.ctypes.data)
     memory[0] = 0  # numba frees an array after its last use.
+
+
+class _Backward(NamedTuple):
+    """Addresses: packed matrices, then what a block of rows is on its way."""
+
+    down_B: int
+    down: int
+    up: int
+    up_A: int
+    left: int
+    x: int
+    act: int
+    grad: int
+    low: int
+    turned: int
+    packed: int
+    loose: int
+    sums: int
+    grads: tuple[int, int, int, int]
+    """Float32 sums of the gradients of up A, up B, down A and down B, ranks first."""
+    end: int
+
+
+@njit(cache=True)
+def _backward_places(job, start):  # type: ignore[no-untyped-def]
+    up_ranks, down_ranks = _filled(job.up_rank, SUM), _filled(job.down_rank, SUM)
+    hidden, size, columns, rows_B = job.hidden, job.size, 2 * job.size, _behind(job, job.down_rank)
+    along, width = hidden + down_ranks, hidden + up_ranks
+    down = start + 2 * hidden * rows_B
+    up = down + 2 * along * size
+    up_A = up + 2 * columns * width
+    left = up_A + 2 * up_ranks * hidden
+    x = left + 2 * BLOCK_ROWS * along
+    act = x + 2 * BLOCK_ROWS * hidden
+    grad = act + 2 * BLOCK_ROWS * size
+    low = grad + 2 * BLOCK_ROWS * columns
+    turned = low + 2 * BLOCK_ROWS * up_ranks
+    packed = turned + 2 * BLOCK_ROWS * max(up_ranks, down_ranks)
+    loose = packed + 2 * BLOCK_ROWS * max(hidden, columns)
+    sums = loose + _loose(job)
+    first = sums + 4 * BLOCK_ROWS * max(size, width, rows_B)
+    second = first + 4 * up_ranks * hidden
+    third = second + 4 * up_ranks * columns
+    fourth = third + 4 * down_ranks * size
+    grads, end = (first, second, third, fourth), fourth + 4 * down_ranks * hidden
+    return _Backward(start, down, up, up_A, left, x, act, grad, low, turned, packed, loose, sums, grads, end)
+
+
+@njit(cache=True)
+def _pack_backward(job, expert, at):  # type: ignore[no-untyped-def]
+    hidden, size, columns = job.hidden, job.size, 2 * job.size
+    up_ranks, down_ranks = _filled(job.up_rank, SUM), _filled(job.down_rank, SUM)
+    along = hidden + down_ranks
+    _place_B(job, job.down_B, job.down_bias, expert, job.down_rank, hidden, at.loose)
+    amx.pack_turned(at.loose, 2 * hidden, hidden, _behind(job, job.down_rank), at.down_B, hidden)
+    down = job.down_weight + expert * job.down_expert
+    _pack(down, job.down_stride, 1 - job.down_in_rows, hidden, size, at.down, along)
+    _place_A(job.down_A, expert, size, job.down_rank, job.down_scale, at.loose)
+    amx.pack_turned(at.loose, 2 * down_ranks, down_ranks, size, at.down + hidden // SUM * amx.TILE_BYTES, along)
+    _pack(job.up_weight + expert * job.up_expert, job.up_stride, 1 - job.up_in_rows, columns, hidden, at.up, columns)
+    if job.up_rank:
+        _place_B(job, job.up_B, job.up_bias, expert, job.up_rank, columns, at.loose)
+        amx.pack_turned(at.loose, 2 * columns, columns, up_ranks, at.up + 2 * columns * hidden, columns)
+        _place_A(job.up_A, expert, hidden, job.up_rank, job.up_scale, at.loose)
+        amx.pack_turned(at.loose, 2 * up_ranks, up_ranks, hidden, at.up_A, up_ranks)
+
+
+@njit(cache=True)
+def _write_gradients(sums, rank, size_in, size_out, scale, expert, A, B):  # type: ignore[no-untyped-def]
+    """The sums of an expert's A, ranks first, and of its B to the adapter's gradients, [E, I, R] and [E, R, O]."""
+    ranks = _filled(rank, SUM)
+    sums_RI = array_at(sums[0], (ranks, size_in), np.float32)
+    A_IR = array_at(A + 4 * expert * size_in * rank, (size_in, rank), np.float32)
+    for row in range(size_in):
+        for column in range(rank):
+            A_IR[row, column] = sums_RI[column, row] * scale
+    sums_RO = array_at(sums[1], (ranks, size_out), np.float32)
+    array_at(B + 4 * expert * rank * size_out, (rank, size_out), np.float32)[:] = sums_RO[:rank]
+
+
+@njit(cache=True)
+def _add_gradient(low, weight, ranks, rows, stride, columns, filled, at, sums):  # type: ignore[no-untyped-def]
+    """Adds weighted `low` [M, R], turned, times the rows [M, columns] at an address to the float32 at another."""
+    _turn(low, weight, array_at(at.turned, (ranks, filled), np.uint16))
+    amx.pack(rows, stride, filled, columns, at.packed, filled)
+    amx.add_product(at.turned, 2 * filled, at.packed, filled, columns, sums, 4 * columns, ranks)
+
+
+@njit(cache=True)
+def _backward_down(job, row, stop, total, at):  # type: ignore[no-untyped-def]
+    """From the gradient of outputs to that of gate and up."""
+    hidden, size, columns, rank, rows_B = job.hidden, job.size, 2 * job.size, job.down_rank, _behind(job, job.down_rank)
+    rows, filled, ranks = stop - row, _filled(stop - row, 32), _filled(job.down_rank, SUM)
+    along = hidden + ranks
+    weight_M = array_at(job.row_weight, (total,), np.float32)[row:stop]
+    grad_weight_M = array_at(job.grad_weight, (total,), np.float32)[row:stop]
+    left_MJ = array_at(at.left, (BLOCK_ROWS, along), np.uint16)
+    grad_TH, token_P = array_at(job.grad, (job.tokens, hidden), np.uint16), array_at(job.token, (total,), np.int64)
+    _gather(grad_TH, token_P[row:stop], filled, hidden, left_MJ)
+    if rows_B:
+        amx.product(at.left, 2 * along, at.down_B, hidden, rows_B, at.sums, 4 * rows_B, filled)
+        low_sums_MR = array_at(at.sums, (BLOCK_ROWS, rows_B), np.float32)
+        if job.has_bias:
+            grad_weight_M[:] = low_sums_MR[:rows, rank]
+        _round(low_sums_MR, 0, left_MJ[:rows, hidden : hidden + rank])
+    amx.product(at.left, 2 * along, at.down, along, size, at.sums, 4 * size, filled)
+    act_MF = array_at(at.act, (BLOCK_ROWS, size), np.uint16)
+    grad_MG = array_at(at.grad, (BLOCK_ROWS, columns), np.uint16)
+    act_MF[rows:filled] = 0
+    grad_MG[rows:filled] = 0
+    grad_act_MF = array_at(at.sums, (BLOCK_ROWS, size), np.float32)
+    gate_up_MG = array_at(job.gate_up, (total, columns), np.uint16)[row:stop]
+    _gate_backward(grad_act_MF, gate_up_MG, weight_M, rows, size, job.alpha, job.bound, act_MF, grad_MG, grad_weight_M)
+    if rank:
+        low_MR = array_at(job.down_low, (total, rank), np.uint16)[row:stop]
+        _add_gradient(low_MR, weight_M, ranks, at.left, 2 * along, hidden, filled, at, at.grads[3])
+        low_MR = left_MJ[:rows, hidden : hidden + rank]
+        _add_gradient(low_MR, weight_M, ranks, at.act, 2 * size, size, filled, at, at.grads[2])
+
+
+@njit(cache=True)
+def _backward_up(job, row, stop, total, at):  # type: ignore[no-untyped-def]
+    """From the gradient of gate and up to that of inputs."""
+    hidden, columns, rank = job.hidden, 2 * job.size, job.up_rank
+    rows, filled, ranks = stop - row, _filled(stop - row, 32), _filled(job.up_rank, SUM)
+    width = hidden + ranks
+    amx.product(at.grad, 2 * columns, at.up, columns, width, at.sums, 4 * width, filled)
+    sums_MJ = array_at(at.sums, (BLOCK_ROWS, width), np.float32)
+    if rank:
+        ones_M = np.ones(rows, np.float32)
+        kept_MR = array_at(job.up_low, (total, rank), np.uint16)[row:stop]
+        _add_gradient(kept_MR, ones_M, ranks, at.grad, 2 * columns, columns, filled, at, at.grads[1])
+        x_TH, token_P = array_at(job.x, (job.tokens, hidden), np.uint16), array_at(job.token, (total,), np.int64)
+        _gather(x_TH, token_P[row:stop], filled, hidden, array_at(at.x, (BLOCK_ROWS, hidden), np.uint16))
+        low_MR = array_at(at.low, (BLOCK_ROWS, ranks), np.uint16)
+        low_MR[:filled] = 0
+        _round(sums_MJ, hidden, low_MR[:rows, :rank])
+        _add_gradient(low_MR[:rows, :rank], ones_M, ranks, at.x, 2 * hidden, hidden, filled, at, at.grads[0])
+        amx.add_product(at.low, 2 * ranks, at.up_A, ranks, hidden, at.sums, 4 * width, filled)
+    _round(sums_MJ, 0, array_at(job.out, (total, hidden), np.uint16)[row:stop])
 
 
 @cfunc("void(int64)", cache=True)
 def backward(address):  # type: ignore[no-untyped-def]
     job = array_at(address, (1,), JOB)[0]
-    hidden, size, columns = job.hidden, job.size, 2 * job.size
-    up_ranks, down_ranks = _filled(job.up_rank, SUM), _filled(job.down_rank, SUM)
-    along, width, rows_B = hidden + down_ranks, hidden + up_ranks, job.down_B_rows
     order, start = array_at(job.order, (job.experts,), np.int64), array_at(job.start, (job.experts + 1,), np.int64)
-    total = start[job.experts]
-    token, row_weight = array_at(job.token, (total,), np.int64), array_at(job.row_weight, (total,), np.float32)
-    x_TH = array_at(job.x, (job.tokens, hidden), np.uint16)
-    grad_TH = array_at(job.grad, (job.tokens, hidden), np.uint16)
-    gate_up_PG, out_PH = (
-        array_at(job.gate_up, (total, columns), np.uint16),
-        array_at(job.out, (total, hidden), np.uint16),
-    )
-    up_low_PR = array_at(job.up_low, (total, job.up_rank), np.uint16)
-    down_low_PR = array_at(job.down_low, (total, job.down_rank), np.uint16)
-    grad_weight_P = array_at(job.grad_weight, (total,), np.float32)
-    # Packed matrices, then what a block is on its way.
-    widest = max(size, width, rows_B)
-    packed = hidden * rows_B + along * size + columns * width + up_ranks * hidden
-    block = 2 * (along + 2 * hidden + 2 * size + 2 * columns + down_ranks + 2 * up_ranks) + 4 * widest
-    memory = np.empty(2 * packed + BLOCK_ROWS * block + 64, np.uint8)
-    down_B = _filled(memory.ctypes.data, 64)
-    down = down_B + 2 * hidden * rows_B
-    up = down + 2 * along * size
-    up_A = up + 2 * columns * width
-    left = up_A + 2 * up_ranks * hidden
-    x = left + 2 * BLOCK_ROWS * along
-    packed_rows = x + 2 * BLOCK_ROWS * hidden
-    act = packed_rows + 2 * BLOCK_ROWS * hidden
-    packed_act = act + 2 * BLOCK_ROWS * size
-    grad = packed_act + 2 * BLOCK_ROWS * size
-    packed_grad = grad + 2 * BLOCK_ROWS * columns
-    turned = packed_grad + 2 * BLOCK_ROWS * columns
-    low = turned + 2 * BLOCK_ROWS * max(down_ranks, up_ranks)
-    sums = low + 2 * BLOCK_ROWS * up_ranks
-    left_MJ, x_MH = array_at(left, (BLOCK_ROWS, along), np.uint16), array_at(x, (BLOCK_ROWS, hidden), np.uint16)
-    act_MF, grad_MG = array_at(act, (BLOCK_ROWS, size), np.uint16), array_at(grad, (BLOCK_ROWS, columns), np.uint16)
-    low_MR = array_at(low, (BLOCK_ROWS, up_ranks), np.uint16)
-    low_sums_MR = array_at(sums, (BLOCK_ROWS, rows_B), np.float32)
-    grad_act_MF, sums_MJ = (
-        array_at(sums, (BLOCK_ROWS, size), np.float32),
-        array_at(sums, (BLOCK_ROWS, width), np.float32),
-    )
-    ones_M = np.ones(BLOCK_ROWS, np.float32)
-    before = np.zeros(64, np.uint8)
+    memory, before = np.empty(_backward_places(job, 0).end + 64, np.uint8), np.zeros(64, np.uint8)
+    at = _backward_places(job, _filled(memory.ctypes.data, 64))
     amx.store_configuration(before.ctypes.data)
     amx.load_configuration(job.configuration)
     number = amx.next_number(address)
     while number < job.experts:
         expert = order[number]
+        array_at(at.grads[0], (at.end - at.grads[0],), np.uint8)[:] = 0
         if start[expert] < start[expert + 1]:
-            amx.pack_turned(job.down_B + 2 * expert * rows_B * hidden, 2 * hidden, hidden, rows_B, down_B, hidden)
-            _pack(
-                job.down_weight + expert * job.down_expert,
-                job.down_stride,
-                1 - job.down_in_rows,
-                hidden,
-                size,
-                down,
-                along,
-            )
-            behind = down + hidden // SUM * amx.TILE_BYTES
-            amx.pack_turned(
-                job.down_A + 2 * expert * size * down_ranks, 2 * down_ranks, down_ranks, size, behind, along
-            )
-            _pack(
-                job.up_weight + expert * job.up_expert, job.up_stride, 1 - job.up_in_rows, columns, hidden, up, columns
-            )
-            first_B = job.up_B + 2 * expert * job.up_B_rows * columns
-            amx.pack_turned(first_B, 2 * columns, columns, up_ranks, up + 2 * columns * hidden, columns)
-            amx.pack_turned(job.up_A + 2 * expert * hidden * up_ranks, 2 * up_ranks, up_ranks, hidden, up_A, up_ranks)
+            _pack_backward(job, expert, at)
         for row in range(start[expert], start[expert + 1], BLOCK_ROWS):
             stop = min(row + BLOCK_ROWS, start[expert + 1])
-            rows, filled = stop - row, _filled(stop - row, 32)
-            weight_M, grad_weight_M = row_weight[row:stop], grad_weight_P[row:stop]
-            turned_RM = array_at(turned, (down_ranks, filled), np.uint16)
-            _gather(grad_TH, token[row:stop], filled, hidden, left_MJ)
-            if rows_B:
-                amx.product(left, 2 * along, down_B, hidden, rows_B, sums, 4 * rows_B, filled)
-                if job.has_bias:
-                    grad_weight_M[:] = low_sums_MR[:rows, job.down_rank]
-            if job.down_rank:
-                _round(low_sums_MR, 0, left_MJ[:rows, hidden : hidden + job.down_rank])
-                # The gradient of B.
-                _turn(down_low_PR[row:stop], weight_M, turned_RM)
-                amx.pack(left, 2 * along, filled, hidden, packed_rows, filled)
-                place = job.down_grad_B + 4 * expert * down_ranks * hidden
-                amx.add_product(turned, 2 * filled, packed_rows, filled, hidden, place, 4 * hidden, down_ranks)
-            amx.product(left, 2 * along, down, along, size, sums, 4 * size, filled)
-            act_MF[rows:filled] = 0
-            grad_MG[rows:filled] = 0
-            gate_up_MG = gate_up_PG[row:stop]
-            _gate_backward(
-                grad_act_MF, gate_up_MG, weight_M, rows, size, job.alpha, job.bound, act_MF, grad_MG, grad_weight_M
-            )
-            if job.down_rank:
-                _turn(left_MJ[:rows, hidden : hidden + job.down_rank], weight_M, turned_RM)
-                amx.pack(act, 2 * size, filled, size, packed_act, filled)
-                place = job.down_grad_A + 4 * expert * down_ranks * size
-                amx.add_product(turned, 2 * filled, packed_act, filled, size, place, 4 * size, down_ranks)
-            amx.product(grad, 2 * columns, up, columns, width, sums, 4 * width, filled)
-            if job.up_rank:
-                turned_RM = array_at(turned, (up_ranks, filled), np.uint16)
-                _turn(up_low_PR[row:stop], ones_M, turned_RM)
-                amx.pack(grad, 2 * columns, filled, columns, packed_grad, filled)
-                place = job.up_grad_B + 4 * expert * up_ranks * columns
-                amx.add_product(turned, 2 * filled, packed_grad, filled, columns, place, 4 * columns, up_ranks)
-                low_MR[:filled] = 0
-                _round(sums_MJ, hidden, low_MR[:rows, : job.up_rank])
-                _turn(low_MR[:rows], ones_M, turned_RM)
-                _gather(x_TH, token[row:stop], filled, hidden, x_MH)
-                amx.pack(x, 2 * hidden, filled, hidden, packed_rows, filled)
-                place = job.up_grad_A + 4 * expert * up_ranks * hidden
-                amx.add_product(turned, 2 * filled, packed_rows, filled, hidden, place, 4 * hidden, up_ranks)
-                amx.add_product(low, 2 * up_ranks, up_A, up_ranks, hidden, sums, 4 * width, filled)
-            _round(sums_MJ, 0, out_PH[row:stop])
+            _backward_down(job, row, stop, start[job.experts], at)
+            _backward_up(job, row, stop, start[job.experts], at)
+        up, down = (at.grads[0], at.grads[1]), (at.grads[2], at.grads[3])
+        hidden, size, columns = job.hidden, job.size, 2 * job.size
+        _write_gradients(up, job.up_rank, hidden, columns, job.up_scale, expert, job.up_grad_A, job.up_grad_B)
+        _write_gradients(down, job.down_rank, size, hidden, job.down_scale, expert, job.down_grad_A, job.down_grad_B)
         number = amx.next_number(address)
     amx.load_configuration(before.ctypes.data)
     memory[0] = 0  # numba frees an array after its last use.
-
-
-def _up_to_tiles(size: int) -> int:
-    return -(-size // SUM) * SUM
-
-
-def _filled_up(parts: list[Tensor], dim: int) -> Tensor:
-    """The parts [E, ..., ...] one after another along `dim` in bfloat16, zeros up to whole tiles."""
-    size = list(parts[0].shape)
-    size[dim] = _up_to_tiles(sum(part.shape[dim] for part in parts))
-    together = torch.zeros(size, dtype=torch.bfloat16)
-    at = 0
-    for part in parts:
-        together.narrow(dim, at, part.shape[dim]).copy_(part)
-        at += part.shape[dim]
-    return together
 
 
 def _run(
@@ -371,20 +451,16 @@ def _run(
         "configuration": amx.CONFIGURATION,
     }
     given |= {"alpha": gate.alpha, "bound": gate.bound, "has_bias": tensors[1] is not None} | more
-    for side, part, (weight, bias, lora_A, lora_B) in zip(
-        ("up", "down"), parts, (tensors[:4], tensors[4:]), strict=True
-    ):
+    for side, part, (weight, *others) in zip(("up", "down"), parts, (tensors[:4], tensors[4:]), strict=True):
         assert weight is not None
         weight = weight.to(torch.bfloat16)
         expert, row, _ = weight.stride()
         given |= {f"{side}_weight": weight, f"{side}_expert": 2 * expert, f"{side}_stride": 2 * row}
-        given[f"{side}_in_rows"] = part.transposed
-        if lora_A is not None:
-            given |= {f"{side}_A": _filled_up([lora_A * part.scale], 2), f"{side}_rank": lora_A.shape[2]}
-        behind = [*([] if lora_B is None else [lora_B]), *([] if bias is None else [bias[:, None]])]
-        if behind:
-            given[f"{side}_B"] = _filled_up(behind, 1)
-            given[f"{side}_B_rows"] = given[f"{side}_B"].shape[1]
+        given |= {f"{side}_in_rows": part.transposed, f"{side}_scale": part.scale}
+        for name, tensor in zip(("bias", "A", "B"), others, strict=True):
+            if tensor is not None:
+                given[f"{side}_{name}"] = tensor.float().contiguous()
+        given[f"{side}_rank"] = 0 if others[1] is None else others[1].shape[2]
     job = np.zeros(1, JOB)
     for name, value in given.items():
         if isinstance(value, torch.Tensor):
@@ -432,14 +508,16 @@ class TiledExperts(torch.autograd.Function):
         kept = {"x": x_TH, "gate_up": gate_up_PG, "up_low": up_low_PR, "down_low": down_low_PR}
         routing: Routing = ctx.routing
         out_PH, grad_weight_P = x_TH.new_empty(len(gate_up_PG), x_TH.shape[1]), torch.zeros(len(gate_up_PG))
-        sums: dict[str, Tensor] = {}
-        for side, (_, _, lora_A, lora_B) in (("up", tensors[:4]), ("down", tensors[4:])):
-            if lora_A is not None:
-                experts, size_in, rank = lora_A.shape
-                sums[f"{side}_grad_A"] = torch.zeros(experts, _up_to_tiles(rank), size_in)
-                sums[f"{side}_grad_B"] = torch.zeros(experts, _up_to_tiles(rank), lora_B.shape[2])
+        factors = {
+            "up_grad_A": tensors[2],
+            "up_grad_B": tensors[3],
+            "down_grad_A": tensors[6],
+            "down_grad_B": tensors[7],
+        }
+        grads = {name: None if factor is None else torch.empty(factor.shape) for name, factor in factors.items()}
         row_weight_P = routing.weight_P1.float().contiguous()
         rows = {"grad": grad_TH.to(x_TH.dtype).contiguous(), "row_weight": row_weight_P, "out": out_PH}
+        found = {name: grad for name, grad in grads.items() if grad is not None}
         _run(
             backward,
             routing,
@@ -449,18 +527,11 @@ class TiledExperts(torch.autograd.Function):
             **ctx.sizes,
             **kept,
             **rows,
-            **sums,
+            **found,
             grad_weight=grad_weight_P,
         )
-        gradients: list[Tensor | None] = []
-        for side, part, (_, _, lora_A, _) in zip(("up", "down"), ctx.parts, (tensors[:4], tensors[4:]), strict=True):
-            gradients += [None, None]
-            if lora_A is None:
-                gradients += [None, None]
-            else:
-                ranks = slice(lora_A.shape[2])
-                gradients.append(sums[f"{side}_grad_A"][:, ranks].transpose(1, 2) * part.scale)
-                gradients.append(sums[f"{side}_grad_B"][:, ranks])
         grad_weight = grad_weight_P.index_select(0, routing.place_Tk.reshape(-1)).view(weight_Tk.shape)
         grad_hidden = combine(out_PH, routing.place_Tk, None).to(ctx.given)
-        return grad_hidden, grad_weight.to(weight_Tk.dtype), *[None] * 4, *gradients
+        up_A, up_B, down_A, down_B = grads.values()
+        of_tensors = None, None, up_A, up_B, None, None, down_A, down_B
+        return grad_hidden, grad_weight.to(weight_Tk.dtype), *[None] * 4, *of_tensors

@@ -1,4 +1,4 @@
-"""Matrix products of bfloat16 on the tile unit of Intel processors (AMX), for kernels that numba compiles.
+"""Matrix products of bfloat16 on the tile unit of Intel processors (AMX), for kernels of `posttrain.engine.jit`.
 
 A product adds up tiles of 16 by 16 float32, each from 16 rows of A (32 bfloat16 one behind the other) and a packed tile
 of B: 16 pairs of rows, the two values of a column side by side. Eight tile registers hold four sums, two tiles of A and
@@ -9,14 +9,12 @@ Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, 
 Axes: M row of A, K along the sum, N column of B.
 """
 
-import ctypes
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -25,22 +23,8 @@ SUM = 32
 COLUMNS = 16
 """Columns of one tile; products have a multiple of it."""
 TILE_BYTES = 1024
-ONE = 0x3F80
-"""1 in bfloat16."""
 
 _BYTE, _HALF, _WORD, _POINTER = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.PointerType()
-
-
-def run(kernel: Any, job: np.ndarray) -> None:
-    """`kernel` with the address of a job's record, on as many threads as torch uses.
-
-    Where torch has GNU OpenMP its own threads do it: others would compete with these, which wait actively.
-    """
-    threads = torch.get_num_threads()
-    if threads == 1 or not hasattr(process := ctypes.CDLL(None), "GOMP_parallel"):
-        kernel.ctypes(job.ctypes.data)
-    else:
-        process.GOMP_parallel(ctypes.c_void_p(kernel.address), ctypes.c_void_p(job.ctypes.data), threads, 0)
 
 
 def _instruction(name: str, tiles: int = 0) -> Callable[..., Any]:
@@ -85,64 +69,6 @@ def load_configuration(context, address):  # type: ignore[no-untyped-def]
 @intrinsic
 def store_configuration(context, address):  # type: ignore[no-untyped-def]
     return types.void(types.int64), _instruction("sttilecfg")
-
-
-@intrinsic
-def next_number(context, address):  # type: ignore[no-untyped-def]
-    """The int64 at an address, which is then one more; threads never get the same."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = builder.inttoptr(arguments[0], _POINTER)
-        return builder.atomic_rmw("add", place, ir.Constant(ir.IntType(64), 1), "seq_cst")
-
-    return types.int64(types.int64), generate
-
-
-@intrinsic
-def _pointer(context, address):  # type: ignore[no-untyped-def]
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], _POINTER)
-
-    return types.voidptr(types.int64), generate
-
-
-@njit(inline="always", cache=True)
-def array_at(address, shape, dtype):  # type: ignore[no-untyped-def]
-    return carray(_pointer(address), shape, dtype)
-
-
-@intrinsic
-def to_bfloat16(context, value):  # type: ignore[no-untyped-def]
-    """Bits of a float32 rounded to nearest even."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        bits = builder.bitcast(arguments[0], _WORD)
-        half = ir.Constant(_WORD, 0x7FFF)
-        last = builder.and_(builder.lshr(bits, ir.Constant(_WORD, 16)), ir.Constant(_WORD, 1))
-        rounded = builder.lshr(builder.add(builder.add(bits, half), last), ir.Constant(_WORD, 16))
-        return builder.trunc(rounded, _HALF)
-
-    return types.uint16(types.float32), generate
-
-
-@intrinsic
-def from_bfloat16(context, bits):  # type: ignore[no-untyped-def]
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        wide = builder.shl(builder.zext(arguments[0], _WORD), ir.Constant(_WORD, 16))
-        return builder.bitcast(wide, ir.FloatType())
-
-    return types.float32(types.uint16), generate
-
-
-@intrinsic
-def power_of_two(context, exponent):  # type: ignore[no-untyped-def]
-    """The float32 of an exponent from -126 to 127."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        biased = builder.add(arguments[0], ir.Constant(_WORD, 127))
-        return builder.bitcast(builder.shl(biased, ir.Constant(_WORD, 23)), ir.FloatType())
-
-    return types.float32(types.int32), generate
 
 
 @intrinsic
@@ -216,12 +142,15 @@ def pack_turned(matrix, stride, rows, columns, out, out_rows):  # type: ignore[n
 
 
 @njit(cache=True)
-def product(left, left_stride, right, along, columns, out, out_stride, rows):  # type: ignore[no-untyped-def]
-    """Float32 A · B at `out`, of a packed B; `rows` is a multiple of 32, addresses and strides are in bytes."""
+def product(left, left_stride, right, along, columns, out, out_stride, rows, panel_stride):  # type: ignore[no-untyped-def]
+    """Float32 A · B at `out`; `rows` is a multiple of 32, addresses and strides are in bytes.
+
+    `panel_stride`: from 16 columns of the packed B to the next ones, which have perhaps more rows than these.
+    """
     tiles = along // SUM
     for panel in range(columns // COLUMNS // 2):
-        first = right + 2 * panel * tiles * TILE_BYTES
-        second = first + tiles * TILE_BYTES
+        first = right + 2 * panel * panel_stride
+        second = first + panel_stride
         for block in range(rows // 32):
             upper = left + block * 32 * left_stride
             lower = upper + 16 * left_stride
@@ -249,21 +178,31 @@ def product(left, left_stride, right, along, columns, out, out_stride, rows):  #
             _zero_tile(0)
             for tile in range(tiles):
                 _load_tile(4, left + block * 16 * left_stride + tile * 64, left_stride)
-                _load_tile(6, right + (panel * tiles + tile) * TILE_BYTES, 64)
+                _load_tile(6, right + panel * panel_stride + tile * TILE_BYTES, 64)
                 _add_product(0, 4, 6)
             _store_tile(0, out + block * 16 * out_stride + panel * 64, out_stride)
 
 
 @njit(cache=True)
-def add_product(left, left_stride, right, along, columns, out, out_stride, rows):  # type: ignore[no-untyped-def]
-    """Adds A · B to the float32 at `out`; `rows` is a multiple of 16."""
+def turn_packed(packed, tiles, out):  # type: ignore[no-untyped-def]
+    """Packed tiles of a B as tiles of A = Bᵀ, each 1,024 bytes one behind the other."""
+    for tile in range(tiles):
+        _turn_pairs(packed + tile * TILE_BYTES, 64, out + tile * TILE_BYTES)
+
+
+@njit(cache=True)
+def add_product(left, left_stride, block_stride, tile_stride, right, along, columns, out, out_stride, rows):  # type: ignore[no-untyped-def]
+    """Adds A · B to the float32 at `out`; `rows` is a multiple of 16.
+
+    `block_stride` and `tile_stride` lead to the next 16 rows of A and to its next 32 columns.
+    """
     tiles = along // SUM
     for block in range(rows // 16):
         for panel in range(columns // COLUMNS):
             place = out + block * 16 * out_stride + panel * 64
             _load_tile(0, place, out_stride)
             for tile in range(tiles):
-                _load_tile(4, left + block * 16 * left_stride + tile * 64, left_stride)
+                _load_tile(4, left + block * block_stride + tile * tile_stride, left_stride)
                 _load_tile(6, right + (panel * tiles + tile) * TILE_BYTES, 64)
                 _add_product(0, 4, 6)
             _store_tile(0, place, out_stride)

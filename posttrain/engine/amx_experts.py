@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from numba import cfunc, njit
 
-from posttrain.engine import amx
-from posttrain.engine.amx import SUM, array_at, from_bfloat16, to_bfloat16
+from posttrain.engine import amx, jit
+from posttrain.engine.amx import SUM, TILE_BYTES
 from posttrain.engine.gates import ClampedSwiglu, Gate
+from posttrain.engine.jit import array_at, exp, fill_up, from_bfloat16, next_number, to_bfloat16
 from posttrain.engine.joined import Parts, Routing, combine
 
 BLOCK_ROWS = 128
@@ -40,24 +41,9 @@ Biases, factors and their gradients are in float32 as the adapter has them.
 """
 
 
-@njit(cache=True)
-def _filled(size, multiple):  # type: ignore[no-untyped-def]
-    return (size + multiple - 1) // multiple * multiple
-
-
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
 def _sigmoid(value):  # type: ignore[no-untyped-def]
-    # exp(-value) = 2**whole · exp(rest): Cody and Waite's reduction, the polynomial of Cephes.
-    power = min(max(-value, np.float32(-87.0)), np.float32(87.0))
-    whole = np.floor(power * np.float32(1.44269504) + np.float32(0.5))
-    rest = power - whole * np.float32(0.693359375) + whole * np.float32(2.12194440e-4)
-    exp = np.float32(1.9875691500e-4) * rest + np.float32(1.3981999507e-3)
-    exp = exp * rest + np.float32(8.3334519073e-3)
-    exp = exp * rest + np.float32(4.1665795894e-2)
-    exp = exp * rest + np.float32(1.6666665459e-1)
-    exp = exp * rest + np.float32(5.0000001201e-1)
-    exp = exp * rest * rest + rest + np.float32(1.0)
-    return np.float32(1.0) / (np.float32(1.0) + exp * amx.power_of_two(np.int32(whole)))
+    return np.float32(1.0) / (np.float32(1.0) + exp(-value))
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
@@ -96,8 +82,11 @@ def _gate_backward(grad, gate_up, weight, rows, size, alpha, bound, act, grad_ga
 def _gather(source, token, filled, hidden, out):  # type: ignore[no-untyped-def]
     """The tokens of a block's rows, zeros behind and below them."""
     for row in range(len(token)):
-        out[row, :hidden] = source[token[row]]
-        out[row, hidden:] = 0
+        number = token[row]
+        for column in range(hidden):
+            out[row, column] = source[number, column]
+        for column in range(hidden, out.shape[1]):
+            out[row, column] = 0
     out[len(token) : filled] = 0
 
 
@@ -121,13 +110,13 @@ def _turn(low, weight, out):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _behind(job, rank):  # type: ignore[no-untyped-def]
     """Rows of a joined B: ranks and the bias, whole tiles."""
-    return _filled(rank + job.has_bias, SUM)
+    return fill_up(rank + job.has_bias, SUM)
 
 
 @njit(cache=True)
 def _place_A(factor, expert, size, rank, scale, out):  # type: ignore[no-untyped-def]
     """An expert's scaled A [I, R] in bfloat16, columns filled up with zeros."""
-    out_IR = array_at(out, (size, _filled(rank, SUM)), np.uint16)
+    out_IR = array_at(out, (size, fill_up(rank, SUM)), np.uint16)
     if rank:
         A_IR = array_at(factor + 4 * expert * size * rank, (size, rank), np.float32)
         out_IR[:] = 0
@@ -173,7 +162,7 @@ class _Forward(NamedTuple):
 
 @njit(cache=True)
 def _forward_places(job, start):  # type: ignore[no-untyped-def]
-    up_ranks, down_ranks = _filled(job.up_rank, SUM), _filled(job.down_rank, SUM)
+    up_ranks, down_ranks = fill_up(job.up_rank, SUM), fill_up(job.down_rank, SUM)
     columns, along, width = 2 * job.size, job.hidden + _behind(job, job.up_rank), job.hidden + down_ranks
     up = start + 2 * job.hidden * up_ranks
     down = up + 2 * along * columns
@@ -191,14 +180,14 @@ def _forward_places(job, start):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _pack_forward(job, expert, at):  # type: ignore[no-untyped-def]
     hidden, size, columns = job.hidden, job.size, 2 * job.size
-    up_ranks, down_ranks = _filled(job.up_rank, SUM), _filled(job.down_rank, SUM)
+    up_ranks, down_ranks = fill_up(job.up_rank, SUM), fill_up(job.down_rank, SUM)
     up_behind, down_behind = _behind(job, job.up_rank), _behind(job, job.down_rank)
     along = hidden + up_behind
     _pack(job.up_weight + expert * job.up_expert, job.up_stride, job.up_in_rows, hidden, columns, at.up, along)
     _place_A(job.up_A, expert, hidden, job.up_rank, job.up_scale, at.loose)
     amx.pack(at.loose, 2 * up_ranks, hidden, up_ranks, at.up_A, hidden)
     _place_B(job, job.up_B, job.up_bias, expert, job.up_rank, columns, at.loose)
-    amx.pack(at.loose, 2 * columns, up_behind, columns, at.up + hidden // SUM * amx.TILE_BYTES, along)
+    amx.pack(at.loose, 2 * columns, up_behind, columns, at.up + hidden // SUM * TILE_BYTES, along)
     _pack(job.down_weight + expert * job.down_expert, job.down_stride, job.down_in_rows, size, hidden, at.down, size)
     _place_A(job.down_A, expert, size, job.down_rank, job.down_scale, at.loose)
     amx.pack(at.loose, 2 * down_ranks, size, down_ranks, at.down + 2 * size * hidden, size)
@@ -209,7 +198,7 @@ def _pack_forward(job, expert, at):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _loose(job):  # type: ignore[no-untyped-def]
     """Bytes of the largest factor with what fills it up."""
-    up_ranks, down_ranks = _filled(job.up_rank, SUM), _filled(job.down_rank, SUM)
+    up_ranks, down_ranks = fill_up(job.up_rank, SUM), fill_up(job.down_rank, SUM)
     B = max(2 * job.size * _behind(job, job.up_rank), job.hidden * _behind(job, job.down_rank))
     return 2 * max(job.hidden * up_ranks, job.size * down_ranks, B)
 
@@ -217,28 +206,30 @@ def _loose(job):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _forward_block(job, row, stop, total, at):  # type: ignore[no-untyped-def]
     hidden, size, columns, rows_B = job.hidden, job.size, 2 * job.size, _behind(job, job.down_rank)
-    up_ranks = _filled(job.up_rank, SUM)
-    along, width = hidden + _behind(job, job.up_rank), hidden + _filled(job.down_rank, SUM)
-    rows, filled = stop - row, _filled(stop - row, 32)
+    up_ranks = fill_up(job.up_rank, SUM)
+    along, width = hidden + _behind(job, job.up_rank), hidden + fill_up(job.down_rank, SUM)
+    rows, filled = stop - row, fill_up(stop - row, 32)
     left_MJ = array_at(at.left, (BLOCK_ROWS, along), np.uint16)
     x_TH, token_P = array_at(job.x, (job.tokens, hidden), np.uint16), array_at(job.token, (total,), np.int64)
     _gather(x_TH, token_P[row:stop], filled, hidden, left_MJ)
     if job.up_rank:
-        amx.product(at.left, 2 * along, at.up_A, hidden, up_ranks, at.sums, 4 * up_ranks, filled)
+        amx.product(
+            at.left, 2 * along, at.up_A, hidden, up_ranks, at.sums, 4 * up_ranks, filled, hidden // SUM * TILE_BYTES
+        )
         low_MR = left_MJ[:rows, hidden : hidden + job.up_rank]
         _round(array_at(at.sums, (BLOCK_ROWS, up_ranks), np.float32), 0, low_MR)
         if job.keep:
             array_at(job.up_low, (total, job.up_rank), np.uint16)[row:stop] = low_MR
     if job.has_bias:
-        left_MJ[:rows, hidden + job.up_rank] = amx.ONE
-    amx.product(at.left, 2 * along, at.up, along, columns, at.sums, 4 * columns, filled)
+        left_MJ[:rows, hidden + job.up_rank] = jit.ONE
+    amx.product(at.left, 2 * along, at.up, along, columns, at.sums, 4 * columns, filled, along // SUM * TILE_BYTES)
     act_MF = array_at(at.act, (BLOCK_ROWS, size), np.uint16)
     act_MF[rows:filled] = 0
     gate_up_MG = array_at(at.gate_up, (BLOCK_ROWS, columns), np.uint16)
     if job.keep:
         gate_up_MG = array_at(job.gate_up, (total, columns), np.uint16)[row:stop]
     _gate(array_at(at.sums, (BLOCK_ROWS, columns), np.float32), rows, size, job.alpha, job.bound, gate_up_MG, act_MF)
-    amx.product(at.act, 2 * size, at.down, size, width, at.sums, 4 * width, filled)
+    amx.product(at.act, 2 * size, at.down, size, width, at.sums, 4 * width, filled, size // SUM * TILE_BYTES)
     sums_MJ = array_at(at.sums, (BLOCK_ROWS, width), np.float32)
     if rows_B:
         low_MR = array_at(at.low, (BLOCK_ROWS, rows_B), np.uint16)
@@ -247,8 +238,8 @@ def _forward_block(job, row, stop, total, at):  # type: ignore[no-untyped-def]
         if job.keep:
             array_at(job.down_low, (total, job.down_rank), np.uint16)[row:stop] = low_MR[:rows, : job.down_rank]
         if job.has_bias:
-            low_MR[:rows, job.down_rank] = amx.ONE
-        amx.add_product(at.low, 2 * rows_B, at.down_B, rows_B, hidden, at.sums, 4 * width, filled)
+            low_MR[:rows, job.down_rank] = jit.ONE
+        amx.add_product(at.low, 2 * rows_B, 32 * rows_B, 64, at.down_B, rows_B, hidden, at.sums, 4 * width, filled)
     _round(sums_MJ, 0, array_at(job.out, (total, hidden), np.uint16)[row:stop])
 
 
@@ -257,17 +248,17 @@ def forward(address):  # type: ignore[no-untyped-def]
     job = array_at(address, (1,), JOB)[0]
     order, start = array_at(job.order, (job.experts,), np.int64), array_at(job.start, (job.experts + 1,), np.int64)
     memory, before = np.empty(_forward_places(job, 0).end + 64, np.uint8), np.zeros(64, np.uint8)
-    at = _forward_places(job, _filled(memory.ctypes.data, 64))
+    at = _forward_places(job, fill_up(memory.ctypes.data, 64))
     amx.store_configuration(before.ctypes.data)
     amx.load_configuration(job.configuration)
-    number = amx.next_number(address)
+    number = next_number(address)
     while number < job.experts:
         expert = order[number]
         if start[expert] < start[expert + 1]:
             _pack_forward(job, expert, at)
         for row in range(start[expert], start[expert + 1], BLOCK_ROWS):
             _forward_block(job, row, min(row + BLOCK_ROWS, start[expert + 1]), start[job.experts], at)
-        number = amx.next_number(address)
+        number = next_number(address)
     amx.load_configuration(before.ctypes.data)
     memory[0] = 0  # numba frees an array after its last use.
 
@@ -295,7 +286,7 @@ class _Backward(NamedTuple):
 
 @njit(cache=True)
 def _backward_places(job, start):  # type: ignore[no-untyped-def]
-    up_ranks, down_ranks = _filled(job.up_rank, SUM), _filled(job.down_rank, SUM)
+    up_ranks, down_ranks = fill_up(job.up_rank, SUM), fill_up(job.down_rank, SUM)
     hidden, size, columns, rows_B = job.hidden, job.size, 2 * job.size, _behind(job, job.down_rank)
     along, width = hidden + down_ranks, hidden + up_ranks
     down = start + 2 * hidden * rows_B
@@ -321,14 +312,14 @@ def _backward_places(job, start):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _pack_backward(job, expert, at):  # type: ignore[no-untyped-def]
     hidden, size, columns = job.hidden, job.size, 2 * job.size
-    up_ranks, down_ranks = _filled(job.up_rank, SUM), _filled(job.down_rank, SUM)
+    up_ranks, down_ranks = fill_up(job.up_rank, SUM), fill_up(job.down_rank, SUM)
     along = hidden + down_ranks
     _place_B(job, job.down_B, job.down_bias, expert, job.down_rank, hidden, at.loose)
     amx.pack_turned(at.loose, 2 * hidden, hidden, _behind(job, job.down_rank), at.down_B, hidden)
     down = job.down_weight + expert * job.down_expert
     _pack(down, job.down_stride, 1 - job.down_in_rows, hidden, size, at.down, along)
     _place_A(job.down_A, expert, size, job.down_rank, job.down_scale, at.loose)
-    amx.pack_turned(at.loose, 2 * down_ranks, down_ranks, size, at.down + hidden // SUM * amx.TILE_BYTES, along)
+    amx.pack_turned(at.loose, 2 * down_ranks, down_ranks, size, at.down + hidden // SUM * TILE_BYTES, along)
     _pack(job.up_weight + expert * job.up_expert, job.up_stride, 1 - job.up_in_rows, columns, hidden, at.up, columns)
     if job.up_rank:
         _place_B(job, job.up_B, job.up_bias, expert, job.up_rank, columns, at.loose)
@@ -340,7 +331,7 @@ def _pack_backward(job, expert, at):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _write_gradients(sums, rank, size_in, size_out, scale, expert, A, B):  # type: ignore[no-untyped-def]
     """The sums of an expert's A, ranks first, and of its B to the adapter's gradients, [E, I, R] and [E, R, O]."""
-    ranks = _filled(rank, SUM)
+    ranks = fill_up(rank, SUM)
     sums_RI = array_at(sums[0], (ranks, size_in), np.float32)
     A_IR = array_at(A + 4 * expert * size_in * rank, (size_in, rank), np.float32)
     for row in range(size_in):
@@ -355,14 +346,14 @@ def _add_gradient(low, weight, ranks, rows, stride, columns, filled, at, sums): 
     """Adds weighted `low` [M, R], turned, times the rows [M, columns] at an address to the float32 at another."""
     _turn(low, weight, array_at(at.turned, (ranks, filled), np.uint16))
     amx.pack(rows, stride, filled, columns, at.packed, filled)
-    amx.add_product(at.turned, 2 * filled, at.packed, filled, columns, sums, 4 * columns, ranks)
+    amx.add_product(at.turned, 2 * filled, 32 * filled, 64, at.packed, filled, columns, sums, 4 * columns, ranks)
 
 
 @njit(cache=True)
 def _backward_down(job, row, stop, total, at):  # type: ignore[no-untyped-def]
     """From the gradient of outputs to that of gate and up."""
     hidden, size, columns, rank, rows_B = job.hidden, job.size, 2 * job.size, job.down_rank, _behind(job, job.down_rank)
-    rows, filled, ranks = stop - row, _filled(stop - row, 32), _filled(job.down_rank, SUM)
+    rows, filled, ranks = stop - row, fill_up(stop - row, 32), fill_up(job.down_rank, SUM)
     along = hidden + ranks
     weight_M = array_at(job.row_weight, (total,), np.float32)[row:stop]
     grad_weight_M = array_at(job.grad_weight, (total,), np.float32)[row:stop]
@@ -370,12 +361,14 @@ def _backward_down(job, row, stop, total, at):  # type: ignore[no-untyped-def]
     grad_TH, token_P = array_at(job.grad, (job.tokens, hidden), np.uint16), array_at(job.token, (total,), np.int64)
     _gather(grad_TH, token_P[row:stop], filled, hidden, left_MJ)
     if rows_B:
-        amx.product(at.left, 2 * along, at.down_B, hidden, rows_B, at.sums, 4 * rows_B, filled)
+        amx.product(
+            at.left, 2 * along, at.down_B, hidden, rows_B, at.sums, 4 * rows_B, filled, hidden // SUM * TILE_BYTES
+        )
         low_sums_MR = array_at(at.sums, (BLOCK_ROWS, rows_B), np.float32)
         if job.has_bias:
             grad_weight_M[:] = low_sums_MR[:rows, rank]
         _round(low_sums_MR, 0, left_MJ[:rows, hidden : hidden + rank])
-    amx.product(at.left, 2 * along, at.down, along, size, at.sums, 4 * size, filled)
+    amx.product(at.left, 2 * along, at.down, along, size, at.sums, 4 * size, filled, along // SUM * TILE_BYTES)
     act_MF = array_at(at.act, (BLOCK_ROWS, size), np.uint16)
     grad_MG = array_at(at.grad, (BLOCK_ROWS, columns), np.uint16)
     act_MF[rows:filled] = 0
@@ -394,9 +387,9 @@ def _backward_down(job, row, stop, total, at):  # type: ignore[no-untyped-def]
 def _backward_up(job, row, stop, total, at):  # type: ignore[no-untyped-def]
     """From the gradient of gate and up to that of inputs."""
     hidden, columns, rank = job.hidden, 2 * job.size, job.up_rank
-    rows, filled, ranks = stop - row, _filled(stop - row, 32), _filled(job.up_rank, SUM)
+    rows, filled, ranks = stop - row, fill_up(stop - row, 32), fill_up(job.up_rank, SUM)
     width = hidden + ranks
-    amx.product(at.grad, 2 * columns, at.up, columns, width, at.sums, 4 * width, filled)
+    amx.product(at.grad, 2 * columns, at.up, columns, width, at.sums, 4 * width, filled, columns // SUM * TILE_BYTES)
     sums_MJ = array_at(at.sums, (BLOCK_ROWS, width), np.float32)
     if rank:
         ones_M = np.ones(rows, np.float32)
@@ -408,7 +401,7 @@ def _backward_up(job, row, stop, total, at):  # type: ignore[no-untyped-def]
         low_MR[:filled] = 0
         _round(sums_MJ, hidden, low_MR[:rows, :rank])
         _add_gradient(low_MR[:rows, :rank], ones_M, ranks, at.x, 2 * hidden, hidden, filled, at, at.grads[0])
-        amx.add_product(at.low, 2 * ranks, at.up_A, ranks, hidden, at.sums, 4 * width, filled)
+        amx.add_product(at.low, 2 * ranks, 32 * ranks, 64, at.up_A, ranks, hidden, at.sums, 4 * width, filled)
     _round(sums_MJ, 0, array_at(job.out, (total, hidden), np.uint16)[row:stop])
 
 
@@ -417,10 +410,10 @@ def backward(address):  # type: ignore[no-untyped-def]
     job = array_at(address, (1,), JOB)[0]
     order, start = array_at(job.order, (job.experts,), np.int64), array_at(job.start, (job.experts + 1,), np.int64)
     memory, before = np.empty(_backward_places(job, 0).end + 64, np.uint8), np.zeros(64, np.uint8)
-    at = _backward_places(job, _filled(memory.ctypes.data, 64))
+    at = _backward_places(job, fill_up(memory.ctypes.data, 64))
     amx.store_configuration(before.ctypes.data)
     amx.load_configuration(job.configuration)
-    number = amx.next_number(address)
+    number = next_number(address)
     while number < job.experts:
         expert = order[number]
         array_at(at.grads[0], (at.end - at.grads[0],), np.uint8)[:] = 0
@@ -434,7 +427,7 @@ def backward(address):  # type: ignore[no-untyped-def]
         hidden, size, columns = job.hidden, job.size, 2 * job.size
         _write_gradients(up, job.up_rank, hidden, columns, job.up_scale, expert, job.up_grad_A, job.up_grad_B)
         _write_gradients(down, job.down_rank, size, hidden, job.down_scale, expert, job.down_grad_A, job.down_grad_B)
-        number = amx.next_number(address)
+        number = next_number(address)
     amx.load_configuration(before.ctypes.data)
     memory[0] = 0  # numba frees an array after its last use.
 
@@ -461,12 +454,7 @@ def _run(
             if tensor is not None:
                 given[f"{side}_{name}"] = tensor.float().contiguous()
         given[f"{side}_rank"] = 0 if others[1] is None else others[1].shape[2]
-    job = np.zeros(1, JOB)
-    for name, value in given.items():
-        if isinstance(value, torch.Tensor):
-            value = value.data_ptr()
-        job[name] = value.ctypes.data if isinstance(value, np.ndarray) else value
-    amx.run(kernel, job)
+    jit.run(kernel, JOB, given)
 
 
 class TiledExperts(torch.autograd.Function):

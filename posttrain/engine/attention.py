@@ -2,23 +2,27 @@
 
 A plan cuts the row into blocks of queries, each with the key ranges it may see: one flash call per block forward,
 products written out backward. Sinks are folded in afterwards through the log-sum-exp, which is exact in both directions
-(see `_PackedAttention`). On CUDA in half precision one kernel takes all segments at once (`posttrain.engine.varlen`).
+(see `_PackedAttention`). In bfloat16 the backward pass is one kernel on processors with a tile unit
+(`posttrain.engine.amx_attention`), and both passes take all segments at once on CUDA (`posttrain.engine.varlen`).
 
 Axes: T row position, Q query of a block, S key position, H query head, K key-value head, G query heads per key-value
 head, M pair of a query and its head (as many as Q times G), D head size, E that and one more, B slot of a decode batch.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AttentionInterface
 
 from posttrain.engine.varlen import FLASH, Lanes, VarlenAttention, lanes
+from posttrain.host import machine
 
 if TYPE_CHECKING:
+    from posttrain.engine.amx_attention import Families
     from posttrain.engine.slots import Prefill, SlotCache
 
 NAME = "posttrain_packed"
@@ -113,6 +117,7 @@ class AttentionPlan:
     segments: tuple[Segment, ...]
     _blocks: dict[tuple[int | None, int | None], Blocks] = field(default_factory=dict)
     _lanes: dict[torch.device, Lanes] = field(default_factory=dict)
+    _families: list["Families"] = field(default_factory=list)
 
     def blocks(self, window: int | None, most_logits: int | None = None) -> Blocks:
         """`most_logits`: about so many of one head in a block, where they are written out."""
@@ -122,6 +127,14 @@ class AttentionPlan:
                 block for segment in self.segments for block in _cut(segment, window, most_logits)
             )
         return self._blocks[key]
+
+    def families(self) -> "Families":
+        """The segments as the kernel for the tile unit takes them."""
+        if not self._families:
+            from posttrain.engine.amx_attention import Families
+
+            self._families.append(Families.of(self.segments))
+        return self._families[0]
 
     def lanes(self, device: torch.device) -> Lanes:
         """The segments as a kernel for all of them takes them."""
@@ -242,6 +255,45 @@ class _Backward:
         return grad_logits_KMS @ k_KSD
 
 
+def _gradients(
+    q_1HTD: torch.Tensor,
+    k_1KTD: torch.Tensor,
+    v_1KTD: torch.Tensor,
+    out_1HTD: torch.Tensor,
+    lse_HT: torch.Tensor,
+    grad_1HTD: torch.Tensor,
+    blocks: Blocks,
+    rule: _Logits,
+) -> tuple[torch.Tensor, ...]:
+    """Gradients of queries, keys and values, and Σ grad · out [H, T]."""
+    kv_heads, size = k_1KTD.shape[1], k_1KTD.shape[3]
+
+    def by_key(x_HTX: torch.Tensor) -> torch.Tensor:
+        return x_HTX.unflatten(0, (kv_heads, -1)).transpose(1, 2)
+
+    def with_last(x_HTD: torch.Tensor) -> torch.Tensor:
+        """[K, T, G, E] whose last component is still to be set."""
+        x_KTGD = by_key(x_HTD)
+        x_KTGE = lse_HT.new_empty(*x_KTGD.shape[:3], size + 1)
+        x_KTGE[..., :size] = x_KTGD
+        return x_KTGE
+
+    q_KTGE, grad_KTGE = with_last(q_1HTD[0]), with_last(grad_1HTD[0])
+    overlap_KTG = (grad_KTGE[..., :size] * by_key(out_1HTD[0])).sum(-1)
+    q_KTGE[..., size] = by_key(lse_HT) * -LOG2_E
+    torch.neg(overlap_KTG, out=grad_KTGE[..., size])
+    k_KTD, v_KTD = k_1KTD[0].to(lse_HT.dtype), v_1KTD[0].to(lse_HT.dtype)
+    one_KT1 = torch.ones_like(k_KTD[..., :1])
+    kv_KTE = torch.cat((k_KTD * (rule.scale * LOG2_E), one_KT1, v_KTD / LOG2_E, one_KT1 / LOG2_E), -1)
+    backward = _Backward(q_KTGE, kv_KTE, grad_KTGE, rule.softcap)
+    dk_KTD, dv_KTD = torch.zeros_like(k_KTD), torch.zeros_like(k_KTD)
+    dq_KXD = torch.cat([backward.add(block, blocks, dk_KTD, dv_KTD) for block in blocks], -2)
+    dq_KTGD = dq_KXD.view(*q_KTGE.shape[:3], size)
+    grad_q = dq_KTGD.transpose(1, 2).flatten(0, 1).to(q_1HTD.dtype)
+    grads = grad_q, (dk_KTD * (rule.scale * LOG2_E)).to(k_1KTD.dtype), dv_KTD.to(v_1KTD.dtype)
+    return *(grad[None] for grad in grads), overlap_KTG.transpose(1, 2).flatten(0, 1)
+
+
 class _PackedAttention(torch.autograd.Function):
     """Attention block by block, with sinks.
 
@@ -252,7 +304,7 @@ class _PackedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q_1HTD, k_1KTD, v_1KTD, sinks_H, blocks, backward_blocks, rule):  # type: ignore[no-untyped-def, override]
+    def forward(ctx, q_1HTD, k_1KTD, v_1KTD, sinks_H, blocks, rule, differentiate):  # type: ignore[no-untyped-def, override]
         outs, lses = [], []
         for block in blocks:
             ranges = block.filled_up(k_1KTD.shape[2])
@@ -266,42 +318,18 @@ class _PackedAttention(torch.autograd.Function):
             out_1HTD.mul_(torch.exp(lse_HT - with_sink_HT)[None, :, :, None].to(out_1HTD.dtype))
             lse_HT = with_sink_HT
         ctx.save_for_backward(q_1HTD, k_1KTD, v_1KTD, sinks_H, out_1HTD, lse_HT)
-        ctx.blocks, ctx.rule = backward_blocks, rule
+        ctx.differentiate = differentiate
         return out_1HTD
 
     @staticmethod
     def backward(ctx, grad_1HTD):  # type: ignore[no-untyped-def, override]
         q_1HTD, k_1KTD, v_1KTD, sinks_H, out_1HTD, lse_HT = ctx.saved_tensors
-        rule, kv_heads, size = ctx.rule, k_1KTD.shape[1], k_1KTD.shape[3]
-
-        def by_key(x_HTX: torch.Tensor) -> torch.Tensor:
-            return x_HTX.unflatten(0, (kv_heads, -1)).transpose(1, 2)
-
-        def with_last(x_HTD: torch.Tensor) -> torch.Tensor:
-            """[K, T, G, E] whose last component is still to be set."""
-            x_KTGD = by_key(x_HTD)
-            x_KTGE = lse_HT.new_empty(*x_KTGD.shape[:3], size + 1)
-            x_KTGE[..., :size] = x_KTGD
-            return x_KTGE
-
-        q_KTGE, grad_KTGE = with_last(q_1HTD[0]), with_last(grad_1HTD[0])
-        overlap_KTG = (grad_KTGE[..., :size] * by_key(out_1HTD[0])).sum(-1)
-        q_KTGE[..., size] = by_key(lse_HT) * -LOG2_E
-        torch.neg(overlap_KTG, out=grad_KTGE[..., size])
-        k_KTD, v_KTD = k_1KTD[0].to(lse_HT.dtype), v_1KTD[0].to(lse_HT.dtype)
-        one_KT1 = torch.ones_like(k_KTD[..., :1])
-        kv_KTE = torch.cat((k_KTD * (rule.scale * LOG2_E), one_KT1, v_KTD / LOG2_E, one_KT1 / LOG2_E), -1)
-        backward = _Backward(q_KTGE, kv_KTE, grad_KTGE, rule.softcap)
-        dk_KTD, dv_KTD = torch.zeros_like(k_KTD), torch.zeros_like(k_KTD)
-        dq_KXD = torch.cat([backward.add(block, ctx.blocks, dk_KTD, dv_KTD) for block in ctx.blocks], -2)
-        dq_KTGD = dq_KXD.view(*q_KTGE.shape[:3], size)
+        *grads, overlap_HT = ctx.differentiate(q_1HTD, k_1KTD, v_1KTD, out_1HTD, lse_HT, grad_1HTD)
         grad_sinks = None
         if sinks_H is not None and ctx.needs_input_grad[3]:
             share_HT = torch.exp(sinks_H.to(lse_HT.dtype)[:, None] - lse_HT)
-            grad_sinks = -(by_key(share_HT) * overlap_KTG).sum(1).flatten().to(sinks_H.dtype)
-        grad_q = dq_KTGD.transpose(1, 2).flatten(0, 1).to(q_1HTD.dtype)
-        grads = grad_q, (dk_KTD * (rule.scale * LOG2_E)).to(k_1KTD.dtype), dv_KTD.to(v_1KTD.dtype)
-        return *(grad[None] for grad in grads), grad_sinks, None, None, None
+            grad_sinks = -(share_HT * overlap_HT).sum(1).to(sinks_H.dtype)
+        return *grads, grad_sinks, None, None, None
 
 
 def packed_attention(module, query, key, value, attention_mask, *, scaling, **kwargs):  # type: ignore[no-untyped-def]
@@ -330,14 +358,24 @@ def packed_attention(module, query, key, value, attention_mask, *, scaling, **kw
         return out.transpose(1, 2), None
     kind = query.device.type
     written_out = rule.softcap is not None or kind != "cpu"
+    differentiate: Callable[..., Any] | None = None
     if plan is not None:
-        backward_blocks = plan.blocks(window, PLAIN_LOGITS[kind] // query.shape[1])
-        blocks = backward_blocks if written_out else plan.blocks(window)
+        small_blocks = plan.blocks(window, PLAIN_LOGITS[kind] // query.shape[1])
+        blocks = small_blocks if written_out else plan.blocks(window)
+        differentiate = partial(_gradients, blocks=small_blocks, rule=rule)
+        if (
+            not written_out
+            and query.dtype == torch.bfloat16
+            and query.shape[3] % 32 == 0
+            and machine.has_matrix_tiles()
+        ):
+            from posttrain.engine import amx_attention
+
+            differentiate = partial(amx_attention.gradients, families=plan.families(), window=window, scale=rule.scale)
     else:
         assert prefill is not None
-        backward_blocks = None
         key, value, blocks = prefill.behind_cached(module.layer_idx, key, value, window)
-    out = _PackedAttention.apply(query, key, value, sinks, blocks, backward_blocks, rule)
+    out = _PackedAttention.apply(query, key, value, sinks, blocks, rule, differentiate)
     return out.transpose(1, 2), None
 
 

@@ -1,9 +1,13 @@
-"""Experts on the tile unit: as near to float32 as oneDNN's products are, the same bits on any number of threads."""
+"""Kernels for the tile unit: as near to float32 as torch in bfloat16, the same bits on any number of threads."""
+
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from posttrain.engine.attention import AttentionPlan, Segment, _gradients, _Logits, _PackedAttention
 from posttrain.engine.gates import ClampedSwiglu, Plain
 from posttrain.engine.joined import JoinedExperts, Parts, route
 from posttrain.host import machine
@@ -139,3 +143,43 @@ def test_sigmoid_is_as_exact_as_float32_can_be():
     assert np.abs(found - exact).max() < 1e-7
     near = values > -80
     assert (np.abs(found - exact) / exact)[near].max() < 4e-7
+
+
+def packed_row(lengths: list[int], shared: bool) -> tuple[Segment, ...]:
+    """Documents one after another; where they share, every third is a prefix that the next two see."""
+    segments: list[Segment] = []
+    for number, length in enumerate(lengths):
+        start = segments[-1].stop if segments else 0
+        first = segments[number // 3 * 3] if number % 3 else None
+        prefix = (first.start, first.stop) if shared and first else None
+        segments.append(Segment(start, start + length, prefix))
+    return tuple(segments)
+
+
+@pytest.mark.parametrize("sinks", [True, False], ids=["sinks", "no-sinks"])
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("shared", [True, False], ids=["prefixes", "documents"])
+def test_gradients_of_attention_are_as_near_to_float32_as_blocks_in_bfloat16(shared, window, sinks):
+    from posttrain.engine.amx_attention import gradients
+
+    plan = AttentionPlan(packed_row([130, 70, 33, 1, 64, 300, 31], shared))
+    draw, length = torch.Generator().manual_seed(0), plan.segments[-1].stop
+    # As projections leave them: heads side by side in a token.
+    q, k, v, grad = (
+        torch.randn(1, length, heads, 64, generator=draw).transpose(1, 2).requires_grad_() for heads in (6, 2, 2, 6)
+    )
+    sinks_H = torch.randn(6, generator=draw).requires_grad_() if sinks else None
+    rule = _Logits(0.125, None)
+    blocks = partial(_gradients, blocks=plan.blocks(window, 4096), rule=rule)
+    tiled = partial(gradients, families=plan.families(), window=window, scale=rule.scale)
+
+    def outcome(dtype: torch.dtype, differentiate: Any) -> list[torch.Tensor]:
+        given = (q.to(dtype), k.to(dtype), v.to(dtype), sinks_H, plan.blocks(window), rule, differentiate)
+        wanted = [x for x in (q, k, v, sinks_H) if x is not None]
+        return list(torch.autograd.grad(_PackedAttention.apply(*given), wanted, grad.to(dtype)))
+
+    exact, rounded = outcome(torch.float32, blocks), outcome(torch.bfloat16, blocks)
+    ours, again = outcome(torch.bfloat16, tiled), outcome(torch.bfloat16, tiled)
+    for name, found, other, reference in zip("qkvs", ours, rounded, exact, strict=False):
+        assert error(found, reference) < min(0.007, 1.3 * error(other, reference)), name
+    assert all(torch.equal(left, right) for left, right in zip(ours, again, strict=True))

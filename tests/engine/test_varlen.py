@@ -1,9 +1,11 @@
 """One call for all segments, as CUDA's kernel takes them, against attention block by block."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from posttrain.engine.attention import AttentionPlan, Segment, _Logits, _PackedAttention
+from posttrain.engine.attention import AttentionPlan, Segment, _gradients, _Logits, _PackedAttention
 from posttrain.engine.varlen import FLASH, VarlenAttention
 
 PLAIN = (Segment(0, 7), Segment(7, 40), Segment(40, 41))
@@ -75,9 +77,9 @@ def both(segments, window, with_sinks, given, kernel):
     device = given[0].device
 
     def blocks(q, k, v, sinks):
-        return _PackedAttention.apply(
-            q, k, v, sinks, plan.blocks(window), plan.blocks(window, 99), _Logits(scale, None)
-        )
+        rule = _Logits(scale, None)
+        differentiate = partial(_gradients, blocks=plan.blocks(window, 99), rule=rule)
+        return _PackedAttention.apply(q, k, v, sinks, plan.blocks(window), rule, differentiate)
 
     def varlen(q, k, v, sinks):
         return VarlenAttention.apply(q, k, v, sinks, plan.lanes(device), window, scale, kernel)

@@ -53,6 +53,7 @@ def main() -> None:
 
 def ours(spec: dict[str, Any]) -> tuple[Step, Callable[[], dict[str, torch.Tensor]]]:
     from posttrain.engine import adapters
+    from posttrain.engine.device import fuse_layers
     from posttrain.engine.forward import batch_logprobs, sequence_logprobs
     from posttrain.engine.model import hold_frozen, load_model, trainable, unfreeze_adapter
     from posttrain.engine.objectives import Pairs, preference_sum, sequence_lengths, sequence_sums, sft_sum
@@ -67,6 +68,7 @@ def ours(spec: dict[str, Any]) -> tuple[Step, Callable[[], dict[str, torch.Tenso
     model = load_model(folder / "base", folder / "adapter")
     unfreeze_adapter(model)
     hold_frozen(model, spec["precision"])
+    fuse_layers(model, spec["precision"])
     optimizer = make_optimizer(ADAMW, trainable(model))
     none = np.empty(0, np.int64)
 

@@ -53,20 +53,35 @@ _ROTARY_FUSED: set[str] = set()
 
 
 def fuse_layers(model: PreTrainedModel, precision: Precision) -> None:
-    """Norms and rotary embeddings of a GPU's layers as one kernel each, written in the type of the products that read
-    them: these would round them the same way."""
-    if device_of(model).type == "cpu":
+    """Norms and rotary embeddings of layers as one kernel each, written in the type of the products that read them:
+    these would round them the same way. On a GPU, and in bfloat16 on processors whose experts are one kernel, too.
+    """
+    on_cpu = device_of(model).type == "cpu"
+    if on_cpu and (precision == "float32" or not machine.has_matrix_tiles()):
         return
+    # Gemma's further norms add to the residual stream, which stays float32.
+    layers = model.get_decoder().layers
+    products_only = not hasattr(layers[0], "pre_feedforward_layernorm") and precision != "float32"
+    if on_cpu:
+        from posttrain.engine import elementwise
+
+        _replace_rotary(model, elementwise.rotary)
+    else:
+        _replace_rotary(model, _rotary)
+    for layer in layers:
+        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+            if not on_cpu:
+                norm.forward = _norm(norm.forward, torch.bfloat16 if products_only else torch.float32)
+            elif products_only:
+                norm.forward = elementwise.norm(norm, norm.forward)
+
+
+def _replace_rotary(model: PreTrainedModel, by: Callable[..., Callable[..., Any]]) -> None:
     # transformers has registries for attention and experts, but its rotary embedding is a function of the module.
     modeling: Any = sys.modules[type(model.get_decoder().layers[0].self_attn).__module__]
     if modeling.__name__ not in _ROTARY_FUSED:
         _ROTARY_FUSED.add(modeling.__name__)
-        modeling.apply_rotary_pos_emb = _rotary(modeling.apply_rotary_pos_emb)
-    for layer in model.get_decoder().layers:
-        # Gemma's further norms add to the residual stream, which stays float32.
-        products_only = not hasattr(layer, "pre_feedforward_layernorm") and precision != "float32"
-        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-            norm.forward = _norm(norm.forward, torch.bfloat16 if products_only else torch.float32)
+        modeling.apply_rotary_pos_emb = by(modeling.apply_rotary_pos_emb)
 
 
 def _rotary(apply: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> Callable[..., Any]:

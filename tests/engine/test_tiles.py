@@ -6,11 +6,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm, apply_rotary_pos_emb
 
 from posttrain.engine.attention import AttentionPlan, Segment, _gradients, _Logits, _PackedAttention
+from posttrain.engine.device import fuse_layers
+from posttrain.engine.forward import batch_logprobs
 from posttrain.engine.gates import ClampedSwiglu, Plain
 from posttrain.engine.joined import JoinedExperts, Parts, route
+from posttrain.engine.model import hold_frozen, load_model, trainable, unfreeze_adapter
+from posttrain.engine.packing import pack
 from posttrain.host import machine
+from tests.engine.test_exactness import as_item, documents, lora_for, random_adapter
+from tests.engine.toys import save_toy
 
 pytestmark = pytest.mark.skipif(
     not machine.has_matrix_tiles(), reason="needs a processor with tiles of bfloat16 (Intel AMX)"
@@ -66,7 +73,7 @@ class Layer:
 
 
 def error(found: torch.Tensor, exact: torch.Tensor) -> float:
-    return float((found.float() - exact).norm() / exact.norm())
+    return float(((found.detach().float() - exact).norm() / exact.norm()).detach())
 
 
 def assert_near(layer: Layer, most: float) -> None:
@@ -183,3 +190,49 @@ def test_gradients_of_attention_are_as_near_to_float32_as_blocks_in_bfloat16(sha
     for name, found, other, reference in zip("qkvs", ours, rounded, exact, strict=False):
         assert error(found, reference) < min(0.007, 1.3 * error(other, reference)), name
     assert all(torch.equal(left, right) for left, right in zip(ours, again, strict=True))
+
+
+def test_norms_and_rotary_embeddings_equal_transformers_own_up_to_bfloat16():
+    from posttrain.engine.elementwise import Norm, Rotation
+
+    draw = torch.Generator().manual_seed(0)
+    x = (torch.randn(1, 150, 96, generator=draw) * 3).requires_grad_()
+    module = GptOssRMSNorm(96, eps=1e-5).requires_grad_(False)
+    module.weight.copy_(torch.randn(96, generator=draw))
+    grad = torch.randn(1, 150, 96, generator=draw).bfloat16()
+    ours, theirs = Norm.apply(x, module.weight, 1e-5), module(x)
+    assert ours.dtype == torch.bfloat16 and error(ours, theirs) < 2e-3
+    assert (ours != theirs.bfloat16()).float().mean() < 1e-3
+    (found,), (expected,) = (torch.autograd.grad(out, x, grad.to(out.dtype)) for out in (ours, theirs))
+    assert error(found, expected) < 1e-6
+
+    q = torch.randn(1, 150, 6, 32, generator=draw).bfloat16().transpose(1, 2).requires_grad_()
+    cos, sin = torch.randn(1, 150, 16, generator=draw), torch.randn(1, 150, 16, generator=draw)
+    grad = torch.randn(1, 6, 150, 32, generator=draw).bfloat16()
+    exact = q.detach().float().requires_grad_()
+    ours, (theirs, _) = Rotation.apply(q, cos, sin), apply_rotary_pos_emb(exact, exact, cos, sin)
+    assert torch.equal(ours, theirs.bfloat16())
+    (found,) = torch.autograd.grad(ours, q, grad)
+    (expected,) = torch.autograd.grad(theirs, exact, grad.float())
+    assert error(found, expected) < 2e-3
+
+
+@pytest.mark.parametrize("architecture", ["gpt_oss", "llama", "gemma2"])
+def test_fused_layers_are_as_near_to_float32_as_transformers_own(architecture, tmp_path_factory):
+    folders = (
+        save_toy(tmp_path_factory.mktemp("toy"), architecture=architecture),
+        tmp_path_factory.mktemp("adapter"),
+    )
+    random_adapter(folders[0], lora_for(architecture), folders[1])
+    results = []
+    for precision, fused in (("float32", False), ("bfloat16", False), ("bfloat16", True)):
+        model = load_model(*folders)
+        unfreeze_adapter(model)
+        hold_frozen(model, precision)
+        if fused:
+            fuse_layers(model, precision)
+        batch = pack([as_item(ids) for ids in documents(8, [30, 18, 60])], 0)
+        (-batch_logprobs(model, batch, precision).sum()).backward()
+        results.append(torch.cat([parameter.grad.flatten() for parameter in trainable(model).values()]))
+    exact, plain, ours = results
+    assert error(ours, exact) < 1.2 * error(plain, exact)

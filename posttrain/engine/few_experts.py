@@ -24,8 +24,8 @@ UNITS, ROWS = 16, 4
 Tensor = torch.Tensor
 
 JOB = np.dtype(
-    [(name, "i8") for name in ("next", "slots", "per_token", "experts", "inputs", "size", "width")]
-    + [(name, "i8") for name in ("x", "chosen", "score", "up", "gated")]
+    [(name, "i8") for name in ("next", "slots", "per_token", "x", "chosen", "score", "gated")]
+    + [(name, "i8") for name in ("up", "experts", "inputs", "size", "width")]
     + [(name, "f4") for name in ("gate_most", "up_least", "up_most", "always")]
 )
 
@@ -92,7 +92,7 @@ def _forward(address):  # type: ignore[no-untyped-def]
                 if chosen[slot, choice] == expert:
                     rows[count], score[count] = slot, scores[slot, choice]
                     count += 1
-        weights = job.up + 4 * (expert * job.inputs * 2 * job.size + block * UNITS)
+        weights = job.up + 8 * UNITS * job.inputs * number
         first = expert * job.width + block * UNITS
         for row in range(0, count, ROWS):
             last = min(row + ROWS, count)
@@ -104,7 +104,7 @@ def _forward(address):  # type: ignore[no-untyped-def]
             )
             _sums(
                 places[0], places[1], places[2], places[3],
-                weights, 4 * job.size, 8 * job.size, job.inputs, sums.ctypes.data,
+                weights, 4 * UNITS, 8 * UNITS, job.inputs, sums.ctypes.data,
             )  # fmt: skip
             _gate(sums, rows[row:last], score[row:last], job, first, gated)
         if job.width > job.size and block == 0:
@@ -120,11 +120,16 @@ class ChosenExperts:
     def __init__(self, up_2IX: Tensor, experts: int, size: int, alpha: float, limit: float, always: float) -> None:
         self.width = up_2IX.shape[2] // experts
         """Units of an expert, the one that is always on included."""
-        self.up_EI2F = up_2IX.unflatten(2, (experts, self.width))[..., :size].permute(2, 1, 0, 3).contiguous()
+        up_2IENU = up_2IX.unflatten(2, (experts, self.width))[..., :size].unflatten(3, (-1, UNITS))
+        self.up_ENI2U = up_2IENU.permute(2, 3, 1, 0, 4).contiguous()
+        """Of each block of units what a thread reads, one value behind the other."""
+        self.units = experts * self.width
         self.job = np.zeros(1, JOB)
+        self.changing = np.frombuffer(self.job, np.int64, count=7)
+        """The fields up to `gated`."""
         for name, value in {
             "experts": experts, "inputs": up_2IX.shape[1], "size": size, "width": self.width,
-            "up": self.up_EI2F.data_ptr(), "gate_most": limit * alpha, "up_least": (1 - limit) * alpha,
+            "up": self.up_ENI2U.data_ptr(), "gate_most": limit * alpha, "up_least": (1 - limit) * alpha,
             "up_most": (1 + limit) * alpha, "always": always,
         }.items():  # fmt: skip
             self.job[name] = value
@@ -132,11 +137,8 @@ class ChosenExperts:
 
     def __call__(self, x_BI: Tensor, expert_Bk: Tensor, score_Bk: Tensor) -> Tensor:
         """[B, X]."""
-        slots, per_token = expert_Bk.shape
-        gated_BX = x_BI.new_zeros(slots, self.job["experts"][0] * self.width)
-        job = self.job[0]
-        job["next"], job["slots"], job["per_token"] = 0, slots, per_token
-        job["x"], job["chosen"], job["score"] = x_BI.data_ptr(), expert_Bk.data_ptr(), score_Bk.data_ptr()
-        job["gated"] = gated_BX.data_ptr()
+        gated_BX = x_BI.new_zeros(len(x_BI), self.units)
+        addresses = (tensor.data_ptr() for tensor in (x_BI, expert_Bk, score_Bk, gated_BX))
+        self.changing[:] = 0, *expert_Bk.shape, *addresses
         self.start()
         return gated_BX

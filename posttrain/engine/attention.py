@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AttentionInterface
 
+from posttrain.engine import fusing
 from posttrain.engine.varlen import FLASH, Lanes, VarlenAttention, lanes
-from posttrain.host import machine
 
 if TYPE_CHECKING:
     from posttrain.engine.amx_attention import Families
@@ -363,12 +363,7 @@ def packed_attention(module, query, key, value, attention_mask, *, scaling, **kw
         small_blocks = plan.blocks(window, PLAIN_LOGITS[kind] // query.shape[1])
         blocks = small_blocks if written_out else plan.blocks(window)
         differentiate = partial(_gradients, blocks=small_blocks, rule=rule)
-        if (
-            not written_out
-            and query.dtype == torch.bfloat16
-            and query.shape[3] % 32 == 0
-            and machine.has_matrix_tiles()
-        ):
+        if not written_out and query.dtype == torch.bfloat16 and query.shape[3] % 32 == 0 and fusing.has_tile_kernels():
             from posttrain.engine import amx_attention
 
             differentiate = partial(amx_attention.gradients, families=plan.families(), window=window, scale=rule.scale)

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,6 +23,9 @@ from transformers import PreTrainedModel
 
 from posttrain.engine.adapters import LoraLinear
 from posttrain.engine.slots import HIDDEN, SlotCache
+
+if TYPE_CHECKING:
+    from posttrain.engine.few_experts import ChosenExperts
 
 ARCHITECTURES = ("gpt_oss", "llama", "mixtral", "qwen2", "qwen3", "qwen3_moe")
 """Two norms a layer, rotary embedding over the whole head, gated MLP or experts: what `DecodeProgram` spells out."""
@@ -33,6 +36,8 @@ PACKED_ROWS = 5
 DENSE_ELEMENTS = 1 << 20
 """Layers whose experts have no more weights than this, and steps of no more than `DENSE_SLOTS`, ask every expert."""
 DENSE_SLOTS = 32
+KERNEL_SLOTS = 16
+"""From so many on, small experts are one kernel (`posttrain.engine.few_experts`)."""
 TURNED_ROWS = (2, 12)
 """With so many rows per expert, at least and at most in the mean, products read turned weights faster."""
 TURNED_ELEMENTS = 1 << 24
@@ -159,6 +164,8 @@ class _Experts:
                 self._halves(self.up_bias_EG)[1].add_(self.alpha)
         self.number_E = torch.arange(len(self.up_EHG))
         self.few = self.up_EHG.numel() + self.down_EFH.numel() <= DENSE_ELEMENTS
+        # A process that loads numba pays half a second for it.
+        self.in_kernel = slots >= KERNEL_SLOTS and self.limit is not None and self.down_EFH.shape[1] % 16 == 0
         fewest, most = TURNED_ROWS
         fitting = fewest <= slots * self.per_token / len(self.up_EHG) <= most
         frozen = not hasattr(experts, "adapters") and not experts.gate_up_proj.requires_grad
@@ -218,7 +225,9 @@ class _Experts:
 
     def __call__(self, sum_BH: Tensor, x_BI: Tensor) -> Tensor:
         score_Bk, expert_Bk = self._choose(self.route(x_BI))
-        ask = self._ask_all if self.few and x_BI.shape[0] <= DENSE_SLOTS else self._ask_chosen
+        ask = self._ask_chosen
+        if self.few and x_BI.shape[0] <= DENSE_SLOTS:
+            ask = self._ask_few if self.in_kernel else self._ask_all
         return ask(sum_BH, x_BI, score_Bk, expert_Bk)
 
     def _ask_all(self, sum_BH: Tensor, x_BI: Tensor, score_Bk: Tensor, expert_Bk: Tensor) -> Tensor:
@@ -227,6 +236,17 @@ class _Experts:
         gate_BX, up_BX = torch.bmm(x_BI.expand(2, -1, -1), up_2IX)
         gated_BEF = self._activation(gate_BX, up_BX).view(*score_BE.shape, -1).mul_(score_BE.unsqueeze(-1))
         return down(sum_BH, gated_BEF.flatten(1))
+
+    def _ask_few(self, sum_BH: Tensor, x_BI: Tensor, score_Bk: Tensor, expert_Bk: Tensor) -> Tensor:
+        return self.every[1](sum_BH, self.chosen(x_BI, expert_Bk, score_Bk))
+
+    @cached_property
+    def chosen(self) -> "ChosenExperts":
+        from posttrain.engine.few_experts import ChosenExperts
+
+        assert self.limit is not None
+        size, always = self.down_EFH.shape[1], float(self._activation(torch.ones(1), torch.ones(1)))
+        return ChosenExperts(self.every[0], len(self.down_EFH), size, self.alpha, self.limit, always)
 
     def _ask_chosen(self, sum_BH: Tensor, x_BI: Tensor, score_Bk: Tensor, expert_Bk: Tensor) -> Tensor:
         expert_N, order_N = torch.sort(expert_Bk.flatten(), stable=True)

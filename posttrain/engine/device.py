@@ -29,6 +29,7 @@ def prepare_device(execution: Execution, precision: Precision) -> torch.device:
             f"--device cpu"
         )
     if execution.device == "cpu" or not there:
+        fusing.switch(execution.compile == "auto")
         return torch.device("cpu")
     if precision != "float32" and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name()
@@ -57,7 +58,7 @@ def fuse_layers(model: PreTrainedModel, precision: Precision) -> None:
     these would round them the same way. On a GPU, and in bfloat16 on processors whose experts are one kernel, too.
     """
     on_cpu = device_of(model).type == "cpu"
-    if on_cpu and (precision == "float32" or not machine.has_matrix_tiles()):
+    if on_cpu and (precision == "float32" or not fusing.has_tile_kernels()):
         return
     # Gemma's further norms add to the residual stream, which stays float32.
     layers = model.get_decoder().layers

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 from transformers.integrations.moe import ExpertsInterface
 
+from posttrain.engine import fusing
 from posttrain.engine.gates import gate_of
 from posttrain.engine.grouped import grouped_experts
 from posttrain.engine.joined import JoinedExperts, Parts, route, with_room
 from posttrain.engine.mxfp4 import PackedExperts
 from posttrain.engine.packing import row_multiple
 from posttrain.errors import ModelError
-from posttrain.host import machine
 
 NAME = "posttrain_sorted"
 """Registered with transformers' experts interface."""
@@ -90,7 +90,7 @@ def sorted_experts(
     if device == "cuda" and dtype == torch.bfloat16:
         return grouped_experts(experts, hidden_TH, indices_Tk, weights_Tk, dtype, (up, up_parts), (down, down_parts))
     gate, keep, parts = gate_of(experts), torch.is_grad_enabled(), (up_parts, down_parts)
-    if dtype == torch.bfloat16 and machine.has_matrix_tiles():
+    if dtype == torch.bfloat16 and fusing.has_tile_kernels():
         from posttrain.engine.amx_experts import TiledExperts
 
         if TiledExperts.takes(gate, up, down):

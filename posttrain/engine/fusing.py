@@ -1,4 +1,4 @@
-"""Chains of elementwise operations as one kernel each, where the device has a compiler for them."""
+"""Whether work is done by kernels compiled for it: chains of elementwise operations on a GPU, layers on a tile unit."""
 
 import functools
 import os
@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from posttrain.host import machine
 
 COMPILED_DEVICES: set[str] = {"cuda"}
 """Where a chain pays for being compiled: a GPU is bound by memory traffic, a CPU by the products between."""
@@ -29,8 +31,18 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in names)
 
 
+def has_tile_kernels() -> bool:
+    """Whether kernels for a processor's tile unit are wanted, and it has one."""
+    return _TILES_WANTED and machine.has_matrix_tiles()
+
+
+_TILES_WANTED = True
+
+
 def switch(compile_kernels: bool) -> None:
-    """Compile chains on a GPU from now on, or run them operation by operation."""
+    """Compile kernels from now on, or run operation by operation."""
+    global _TILES_WANTED
+    _TILES_WANTED = compile_kernels
     COMPILED_DEVICES.clear()
     if compile_kernels:
         COMPILED_DEVICES.add("cuda")

@@ -5,6 +5,8 @@ numbers of parts from a counter at its beginning. Compiled kernels are kept besi
 """
 
 import ctypes
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,11 +31,16 @@ def run(kernel: Any, record: np.dtype, given: dict[str, Any]) -> None:
         if isinstance(value, torch.Tensor):
             value = value.data_ptr()
         job[name] = value.ctypes.data if isinstance(value, np.ndarray) else value
-    threads = torch.get_num_threads()
-    if threads == 1 or not hasattr(process := ctypes.CDLL(None), "GOMP_parallel"):
-        kernel.ctypes(job.ctypes.data)
-    else:
-        process.GOMP_parallel(ctypes.c_void_p(kernel.address), ctypes.c_void_p(job.ctypes.data), threads, 0)
+    starter(kernel, job)()
+
+
+def starter(kernel: Any, job: np.ndarray) -> Callable[[], object]:
+    """What runs a kernel on a record that stays where it is; its counter must be 0 each time."""
+    threads, process = torch.get_num_threads(), ctypes.CDLL(None)
+    if threads == 1 or not hasattr(process, "GOMP_parallel"):
+        return partial(kernel.ctypes, job.ctypes.data)
+    given = ctypes.c_void_p(kernel.address), ctypes.c_void_p(job.ctypes.data), threads, 0
+    return partial(process.GOMP_parallel, *given)
 
 
 @intrinsic

@@ -757,7 +757,8 @@ class Execution(Frozen):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model is; `auto` is a GPU where there is one."""
     compile: Literal["auto", "off"] = "auto"
-    """Whether elementwise chains become one kernel each on a GPU; `off` runs them operation by operation."""
+    """Whether elementwise chains become one kernel each on a GPU, and layers in bfloat16 a few on a processor with a
+    tile unit (Intel AMX), compiled once a machine; `off` runs them operation by operation."""
     base_weights: Literal["unpacked", "packed"] = "unpacked"
     """Whether experts of an MXFP4 base are unpacked when they are loaded, or kept in four bits until they are used."""
     vocabulary: Literal["device", "cpu"] = "device"

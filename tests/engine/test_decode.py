@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from posttrain.engine import adapters, decode
-from posttrain.engine.decode import decode_program
+from posttrain.engine.decode import _Experts, decode_program
 from posttrain.engine.forward import hidden_states
 from posttrain.engine.model import load_model
 from posttrain.engine.packing import Item, pack
 from posttrain.engine.slots import empty_cache
 from posttrain.recipe.types import Lora
+from posttrain.run.folder import ASSETS
 from tests.engine.toys import save_toy
 
 LENGTH = 12
@@ -89,3 +91,23 @@ def test_weights_that_are_trained_are_read_where_they_are(toys, monkeypatch):
 
 def test_where_it_does_not_apply_the_modules_run(toys):
     assert decode_program(load_model(toys["gpt_oss"]).double(), 1) is None
+
+
+@pytest.mark.parametrize("slots", [16, 21, 32])
+def test_chosen_experts_in_a_kernel_equal_all_experts_asked(slots):
+    model = load_model(ASSETS / "tiny_base")
+    layer = model.get_decoder().layers[1]
+    draw = torch.Generator().manual_seed(slots)
+    x_BI = nn.functional.normalize(torch.randn(slots, 128, generator=draw), dim=-1)
+    x_BI = nn.functional.pad(x_BI, (0, 1), value=1.0)
+    sum_BH = torch.randn(slots, 128, generator=draw)
+    with torch.no_grad():
+        layer.mlp.experts.gate_up_proj *= 30  # Some gates and ups beyond their limits.
+        experts = _Experts(layer.mlp, layer.post_attention_layernorm, slots)
+        assert experts.few and experts.in_kernel
+        score_Bk, expert_Bk = experts._choose(experts.route(x_BI))
+        expert_Bk[:, 0] = 3  # One expert is chosen by all, one by nobody.
+        expert_Bk[:, 1] = torch.arange(slots) % 3
+        expected = experts._ask_all(sum_BH.clone(), x_BI, score_Bk, expert_Bk)
+        found = experts._ask_few(sum_BH.clone(), x_BI, score_Bk, expert_Bk)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

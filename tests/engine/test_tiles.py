@@ -9,13 +9,14 @@ import torch
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm, apply_rotary_pos_emb
 
 from posttrain.engine.attention import AttentionPlan, Segment, _gradients, _Logits, _PackedAttention
-from posttrain.engine.device import fuse_layers
+from posttrain.engine.device import fuse_layers, prepare_device
 from posttrain.engine.forward import batch_logprobs
 from posttrain.engine.gates import ClampedSwiglu, Plain
 from posttrain.engine.joined import JoinedExperts, Parts, route
 from posttrain.engine.model import hold_frozen, load_model, trainable, unfreeze_adapter
 from posttrain.engine.packing import pack
 from posttrain.host import machine
+from posttrain.recipe.types import Execution
 from tests.engine.test_exactness import as_item, documents, lora_for, random_adapter
 from tests.engine.toys import save_toy
 
@@ -118,6 +119,22 @@ def test_what_is_not_a_number_is_seen():
     out_TH, grad_TH, *_ = layer.tiled()
     assert out_TH[7].isnan().any() and not out_TH[:7].isnan().any()
     assert grad_TH[7].isnan().any() and not grad_TH[8:].isnan().any()
+
+
+def test_kernels_are_left_out_where_compilation_is_off(tmp_path, monkeypatch):
+    from posttrain.engine.amx_experts import TiledExperts
+
+    calls = []
+    monkeypatch.setattr(TiledExperts, "takes", lambda *layer: calls.append(layer))
+    model = load_model(save_toy(tmp_path))
+    batch = pack([as_item(ids) for ids in documents(8, [30])], 0)
+    try:
+        for compiled in ("auto", "off"):
+            prepare_device(Execution(device="cpu", compile=compiled), "bfloat16")
+            batch_logprobs(model, batch, "bfloat16")
+    finally:
+        prepare_device(Execution(device="cpu"), "bfloat16")
+    assert len(calls) == len(model.get_decoder().layers)
 
 
 def test_products_of_torch_on_the_same_threads_stay_right():

@@ -73,7 +73,7 @@ def fuse_layers(model: PreTrainedModel, precision: Precision) -> None:
         for norm in (layer.input_layernorm, layer.post_attention_layernorm):
             if not on_cpu:
                 norm.forward = _norm(norm.forward, torch.bfloat16 if products_only else torch.float32)
-            elif products_only:
+            elif products_only and hasattr(norm, "variance_epsilon"):  # Gemma's weights are counted from 1.
                 norm.forward = elementwise.norm(norm, norm.forward)
 
 

@@ -234,7 +234,7 @@ def test_norms_and_rotary_embeddings_equal_transformers_own_up_to_bfloat16():
     assert error(found, expected) < 2e-3
 
 
-@pytest.mark.parametrize("architecture", ["gpt_oss", "llama", "gemma2"])
+@pytest.mark.parametrize("architecture", ["gpt_oss", "qwen3_moe", "llama", "gemma", "gemma2"])
 def test_fused_layers_are_as_near_to_float32_as_transformers_own(architecture, tmp_path_factory):
     folders = (
         save_toy(tmp_path_factory.mktemp("toy"), architecture=architecture),

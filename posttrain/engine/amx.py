@@ -42,37 +42,37 @@ def _instruction(name: str, tiles: int = 0) -> Callable[..., Any]:
 
 
 @intrinsic(prefer_literal=True)
-def _load_tile(context, tile, address, stride):  # type: ignore[no-untyped-def]
+def _load_tile(context: Any, tile: Any, address: Any, stride: Any) -> Any:
     return types.void(tile, types.int64, types.int64), _instruction("tileloadd64", 1)
 
 
 @intrinsic(prefer_literal=True)
-def _store_tile(context, tile, address, stride):  # type: ignore[no-untyped-def]
+def _store_tile(context: Any, tile: Any, address: Any, stride: Any) -> Any:
     return types.void(tile, types.int64, types.int64), _instruction("tilestored64", 1)
 
 
 @intrinsic(prefer_literal=True)
-def _zero_tile(context, tile):  # type: ignore[no-untyped-def]
+def _zero_tile(context: Any, tile: Any) -> Any:
     return types.void(tile), _instruction("tilezero", 1)
 
 
 @intrinsic(prefer_literal=True)
-def _add_product(context, total, left, right):  # type: ignore[no-untyped-def]
+def _add_product(context: Any, total: Any, left: Any, right: Any) -> Any:
     return types.void(total, left, right), _instruction("tdpbf16ps", 3)
 
 
 @intrinsic
-def load_configuration(context, address):  # type: ignore[no-untyped-def]
+def _load_configuration(context: Any, address: Any) -> Any:
     return types.void(types.int64), _instruction("ldtilecfg")
 
 
 @intrinsic
-def store_configuration(context, address):  # type: ignore[no-untyped-def]
+def _store_configuration(context: Any, address: Any) -> Any:
     return types.void(types.int64), _instruction("sttilecfg")
 
 
 @intrinsic
-def _interleave(context, first, second, out):  # type: ignore[no-untyped-def]
+def _interleave(context: Any, first: Any, second: Any, out: Any) -> Any:
     """16 bfloat16 at each of two addresses become 16 pairs at the third."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -86,7 +86,7 @@ def _interleave(context, first, second, out):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _turn_pairs(context, address, stride, out):  # type: ignore[no-untyped-def]
+def _turn_pairs(context: Any, address: Any, stride: Any, out: Any) -> Any:
     """16 rows of 16 pairs, `stride` bytes apart, become 16 rows of the pairs that stood below each other."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -120,7 +120,21 @@ CONFIGURATION[48:56] = 16
 
 
 @njit(cache=True)
-def pack(matrix, stride, rows, columns, out, out_rows):  # type: ignore[no-untyped-def]
+def begin() -> np.ndarray:
+    """Sets the thread's tile registers up for the products here; returns what `end` puts back."""
+    before = np.zeros(64, np.uint8)
+    _store_configuration(before.ctypes.data)
+    _load_configuration(CONFIGURATION.ctypes.data)
+    return before
+
+
+@njit(cache=True)
+def end(before: np.ndarray) -> None:
+    _load_configuration(before.ctypes.data)
+
+
+@njit(cache=True)
+def pack(matrix: int, stride: int, rows: int, columns: int, out: int, out_rows: int) -> None:
     """B [rows, columns] with its columns side by side in memory, as rows of a packed B of `out_rows` rows in all.
 
     Addresses and strides in bytes, whole tiles. `out` is where the packed B's first of these rows is.
@@ -133,7 +147,7 @@ def pack(matrix, stride, rows, columns, out, out_rows):  # type: ignore[no-untyp
 
 
 @njit(cache=True)
-def pack_turned(matrix, stride, rows, columns, out, out_rows):  # type: ignore[no-untyped-def]
+def pack_turned(matrix: int, stride: int, rows: int, columns: int, out: int, out_rows: int) -> None:
     """The same of a B with its rows side by side in memory: [columns, rows]."""
     for panel in range(columns // COLUMNS):
         for tile in range(rows // SUM):
@@ -142,7 +156,17 @@ def pack_turned(matrix, stride, rows, columns, out, out_rows):  # type: ignore[n
 
 
 @njit(cache=True)
-def product(left, left_stride, right, along, columns, out, out_stride, rows, panel_stride):  # type: ignore[no-untyped-def]
+def product(
+    left: int,
+    left_stride: int,
+    right: int,
+    along: int,
+    columns: int,
+    out: int,
+    out_stride: int,
+    rows: int,
+    panel_stride: int,
+) -> None:
     """Float32 A · B at `out`; `rows` is a multiple of 32, addresses and strides are in bytes.
 
     `panel_stride`: from 16 columns of the packed B to the next ones, which have perhaps more rows than these.
@@ -184,14 +208,25 @@ def product(left, left_stride, right, along, columns, out, out_stride, rows, pan
 
 
 @njit(cache=True)
-def turn_packed(packed, tiles, out):  # type: ignore[no-untyped-def]
+def turn_packed(packed: int, tiles: int, out: int) -> None:
     """Packed tiles of a B as tiles of A = Bᵀ, each 1,024 bytes one behind the other."""
     for tile in range(tiles):
         _turn_pairs(packed + tile * TILE_BYTES, 64, out + tile * TILE_BYTES)
 
 
 @njit(cache=True)
-def add_product(left, left_stride, block_stride, tile_stride, right, along, columns, out, out_stride, rows):  # type: ignore[no-untyped-def]
+def add_product(
+    left: int,
+    left_stride: int,
+    block_stride: int,
+    tile_stride: int,
+    right: int,
+    along: int,
+    columns: int,
+    out: int,
+    out_stride: int,
+    rows: int,
+) -> None:
     """Adds A · B to the float32 at `out`; `rows` is a multiple of 16.
 
     `block_stride` and `tile_stride` lead to the next 16 rows of A and to its next 32 columns.

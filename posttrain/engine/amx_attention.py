@@ -10,28 +10,25 @@ Axes as in `posttrain.engine.attention`; F family, N document.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numba import cfunc, njit
 
-from posttrain.engine import amx, jit
+from posttrain.engine import amx, attention, jit
 from posttrain.engine.amx import COLUMNS, SUM, TILE_BYTES
 from posttrain.engine.jit import array_at, exp2, fill_up, from_bfloat16, next_number, to_bfloat16
 
-if TYPE_CHECKING:
-    from posttrain.engine.attention import Segment
-
 QUERIES = 64
-LOG2_E = np.float32(1.44269504)
+LOG2_E = np.float32(attention.LOG2_E)
 
 Tensor = torch.Tensor
 
 JOB = np.dtype(
     [("next", "i8")]
     + [(name, "i8") for name in ("families", "heads", "kv_heads", "tokens", "size", "window", "longest")]
-    + [(name, "i8") for name in ("configuration", "first", "documents", "lse", "overlap", "out", "dq", "dk", "dv")]
+    + [(name, "i8") for name in ("first", "documents", "lse", "overlap", "out", "dq", "dk", "dv")]
     + [(f"{name}{stride}", "i8") for name in ("q", "k", "v", "grad") for stride in ("", "_head", "_row")]
     + [("scale", "f4")]
 )
@@ -63,7 +60,7 @@ class _Places(NamedTuple):
 
 
 @njit(cache=True)
-def _places(job, start):  # type: ignore[no-untyped-def]
+def _places(job: Any, start: int) -> _Places:
     matrix, rows, square = 2 * job.size * job.longest, 2 * job.size * QUERIES, 2 * QUERIES * max(job.longest, job.size)
     values = start + matrix
     turned_keys = values + matrix
@@ -84,7 +81,7 @@ def _places(job, start):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _copy(address, stride, start, stop, out, at):  # type: ignore[no-untyped-def]
+def _copy(address: int, stride: int, start: int, stop: int, out: np.ndarray, at: int) -> None:
     source = array_at(address, (stop, stride // 2), np.uint16)
     for row in range(start, stop):
         for column in range(out.shape[1]):
@@ -92,7 +89,7 @@ def _copy(address, stride, start, stop, out, at):  # type: ignore[no-untyped-def
 
 
 @njit(cache=True)
-def _load_document(job, document, head, at, keys):  # type: ignore[no-untyped-def]
+def _load_document(job: Any, document: tuple[int, int, int, int], head: int, at: _Places, keys: int) -> None:
     """The keys and values that a document sees, prefix first, in every form that is needed."""
     start, stop, prefix_start, prefix_stop = document
     prefix = prefix_stop - prefix_start
@@ -111,7 +108,7 @@ def _load_document(job, document, head, at, keys):  # type: ignore[no-untyped-de
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
-def _overlap(grad, out, rows, start, head, found):  # type: ignore[no-untyped-def]
+def _overlap(grad: np.ndarray, out: np.ndarray, rows: int, start: int, head: int, found: np.ndarray) -> None:
     """Σ grad · out of every query."""
     for row in range(rows):
         total = np.float32(0.0)
@@ -121,7 +118,19 @@ def _overlap(grad, out, rows, start, head, found):  # type: ignore[no-untyped-de
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
-def _slopes(logits, others, rows, position, first, window, scale, lse, overlap, weights, slopes):  # type: ignore[no-untyped-def]
+def _slopes(
+    logits: np.ndarray,
+    others: np.ndarray,
+    rows: int,
+    position: int,
+    first: int,
+    window: int,
+    scale: np.float32,
+    lse: np.ndarray,
+    overlap: np.ndarray,
+    weights: np.ndarray,
+    slopes: np.ndarray,
+) -> None:
     """Probabilities, and gradients of logits without their scale; `scale` includes log2 e, `lse` is to base 2.
 
     `position` is the first query's and `first` the first key's among the document's keys.
@@ -145,7 +154,9 @@ def _slopes(logits, others, rows, position, first, window, scale, lse, overlap, 
 
 
 @njit(cache=True)
-def _add_turned(at, rows, matrix, size, filled, columns, sums, stride):  # type: ignore[no-untyped-def]
+def _add_turned(
+    at: _Places, rows: int, matrix: int, size: int, filled: int, columns: int, sums: int, stride: int
+) -> None:
     """Adds rowsᵀ [size, filled] · matrix [filled, columns] to float32 sums."""
     amx.pack(rows, 2 * size, filled, size, at.packed, filled)
     tiles = filled // SUM
@@ -155,7 +166,7 @@ def _add_turned(at, rows, matrix, size, filled, columns, sums, stride):  # type:
 
 
 @njit(cache=True, error_model="numpy")
-def _add_block(job, head, start, rows, position, keys, at):  # type: ignore[no-untyped-def]
+def _add_block(job: Any, head: int, start: int, rows: int, position: int, keys: int, at: _Places) -> None:
     """Some queries' gradients, and what they add to those of the document's keys and values."""
     size, filled, scale = job.size, fill_up(rows, SUM), job.scale * LOG2_E
     first = max(0, position - job.window + 1) // SUM * SUM if job.window else 0
@@ -192,7 +203,7 @@ def _add_block(job, head, start, rows, position, keys, at):  # type: ignore[no-u
 
 
 @njit(cache=True)
-def _add_document(job, document, head, at, keys):  # type: ignore[no-untyped-def]
+def _add_document(job: Any, document: tuple[int, int, int, int], head: int, at: _Places, keys: int) -> None:
     """A document's gradients of keys and values to those of the row."""
     start, stop, prefix_start, prefix_stop = document
     prefix = prefix_stop - prefix_start
@@ -207,14 +218,13 @@ def _add_document(job, document, head, at, keys):  # type: ignore[no-untyped-def
 
 
 @cfunc("void(int64)", cache=True)
-def _backward(address):  # type: ignore[no-untyped-def]
+def _backward(address: int) -> None:
     job = array_at(address, (1,), JOB)[0]
-    memory, before = np.empty(_places(job, 0).end + 64, np.uint8), np.zeros(64, np.uint8)
+    memory = np.empty(_places(job, 0).end + 64, np.uint8)
     at = _places(job, fill_up(memory.ctypes.data, 64))
     first = array_at(job.first, (job.families + 1,), np.int64)
     documents = array_at(job.documents, (first[job.families], 4), np.int64)
-    amx.store_configuration(before.ctypes.data)
-    amx.load_configuration(job.configuration)
+    before = amx.begin()
     number = next_number(address)
     while number < job.families * job.heads:
         family, head = number // job.heads, number % job.heads
@@ -227,7 +237,7 @@ def _backward(address):  # type: ignore[no-untyped-def]
                 _add_block(job, head, row, min(QUERIES, stop - row), prefix + row - start, keys, at)
             _add_document(job, document, head, at, keys)
         number = next_number(address)
-    amx.load_configuration(before.ctypes.data)
+    amx.end(before)
     memory[0] = 0  # numba frees an array after its last use.
 
 
@@ -241,7 +251,7 @@ class Families:
     """Keys that a document sees at most, whole tiles."""
 
     @classmethod
-    def of(cls, documents: "Iterable[Segment]") -> "Families":
+    def of(cls, documents: Iterable[attention.Segment]) -> "Families":
         found: dict[tuple[int, int], list[tuple[int, int, int, int]]] = {}
         for document in documents:
             own, prefix = (document.start, document.stop), document.prefix
@@ -284,7 +294,7 @@ def gradients(
         "size": size,
     }
     given |= {"first": families.first_F, "documents": families.document_N4, "longest": families.longest}
-    given |= {"window": window or 0, "scale": scale, "configuration": amx.CONFIGURATION, "lse": lse_HT.contiguous()}
+    given |= {"window": window or 0, "scale": scale, "lse": lse_HT.contiguous()}
     given |= {"overlap": overlap_HT, "out": out_THD, "dq": dq_THD, "dk": dk_HDT, "dv": dv_HDT}
     for name, tensor in (("q", q_1HTD), ("k", k_1KTD), ("v", v_1KTD), ("grad", grad_1HTD)):
         tensor = tensor if tensor.stride(3) == 1 else tensor.contiguous()

@@ -29,7 +29,7 @@ Tensors = Sequence[Tensor | None]
 JOB = np.dtype(
     [("next", "i8")]
     + [(name, "i8") for name in ("experts", "tokens", "hidden", "size", "keep", "up_rank", "down_rank", "has_bias")]
-    + [(name, "i8") for name in ("configuration", "order", "start", "token", "row_weight", "x", "grad")]
+    + [(name, "i8") for name in ("order", "start", "token", "row_weight", "x", "grad")]
     + [(name, "i8") for name in ("gate_up", "up_low", "down_low", "out", "grad_weight")]
     + [(f"{side}_{name}", "i8") for side in ("up", "down") for name in ("weight", "expert", "stride", "in_rows")]
     + [(f"{side}_{name}", "i8") for side in ("up", "down") for name in ("bias", "A", "B", "grad_A", "grad_B")]
@@ -42,12 +42,14 @@ Biases, factors and their gradients are in float32 as the adapter has them.
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
-def _sigmoid(value):  # type: ignore[no-untyped-def]
+def _sigmoid(value: np.float32) -> np.float32:
     return np.float32(1.0) / (np.float32(1.0) + exp(-value))
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
-def _gate(sums, rows, size, alpha, bound, gate_up, act):  # type: ignore[no-untyped-def]
+def _gate(
+    sums: np.ndarray, rows: int, size: int, alpha: np.float32, bound: np.float32, gate_up: np.ndarray, act: np.ndarray
+) -> None:
     """`gates.ClampedSwiglu.forward`: `gate_up` [M, G] and `act` [M, F] in bfloat16 from float32 `sums` [M, G]."""
     for row in range(rows):
         for unit in range(2 * size):
@@ -59,7 +61,18 @@ def _gate(sums, rows, size, alpha, bound, gate_up, act):  # type: ignore[no-unty
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
-def _gate_backward(grad, gate_up, weight, rows, size, alpha, bound, act, grad_gate_up, total):  # type: ignore[no-untyped-def]
+def _gate_backward(
+    grad: np.ndarray,
+    gate_up: np.ndarray,
+    weight: np.ndarray,
+    rows: int,
+    size: int,
+    alpha: np.float32,
+    bound: np.float32,
+    act: np.ndarray,
+    grad_gate_up: np.ndarray,
+    total: np.ndarray,
+) -> None:
     """`gates.ClampedSwiglu.backward`: the first two in bfloat16, and `total` is added to."""
     one, zero = np.float32(1.0), np.float32(0.0)
     for row in range(rows):
@@ -79,7 +92,7 @@ def _gate_backward(grad, gate_up, weight, rows, size, alpha, bound, act, grad_ga
 
 
 @njit(cache=True)
-def _gather(source, token, filled, hidden, out):  # type: ignore[no-untyped-def]
+def _gather(source: np.ndarray, token: np.ndarray, filled: int, hidden: int, out: np.ndarray) -> None:
     """The tokens of a block's rows, zeros behind and below them."""
     for row in range(len(token)):
         number = token[row]
@@ -91,7 +104,7 @@ def _gather(source, token, filled, hidden, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _round(sums, first, out):  # type: ignore[no-untyped-def]
+def _round(sums: np.ndarray, first: int, out: np.ndarray) -> None:
     """Columns of float32 from the `first` one on as bfloat16."""
     for row in range(out.shape[0]):
         for column in range(out.shape[1]):
@@ -99,7 +112,7 @@ def _round(sums, first, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _turn(low, weight, out):  # type: ignore[no-untyped-def]
+def _turn(low: np.ndarray, weight: np.ndarray, out: np.ndarray) -> None:
     """Weighted rows [M, R] as columns, zeros beyond both."""
     out[:] = 0
     for row in range(low.shape[0]):
@@ -108,13 +121,13 @@ def _turn(low, weight, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _behind(job, rank):  # type: ignore[no-untyped-def]
+def _behind(job: Any, rank: int) -> int:
     """Rows of a joined B: ranks and the bias, whole tiles."""
     return fill_up(rank + job.has_bias, SUM)
 
 
 @njit(cache=True)
-def _place_A(factor, expert, size, rank, scale, out):  # type: ignore[no-untyped-def]
+def _place_A(factor: int, expert: int, size: int, rank: int, scale: np.float32, out: int) -> None:
     """An expert's scaled A [I, R] in bfloat16, columns filled up with zeros."""
     out_IR = array_at(out, (size, fill_up(rank, SUM)), np.uint16)
     if rank:
@@ -126,7 +139,7 @@ def _place_A(factor, expert, size, rank, scale, out):  # type: ignore[no-untyped
 
 
 @njit(cache=True)
-def _place_B(job, factor, bias, expert, rank, columns, out):  # type: ignore[no-untyped-def]
+def _place_B(job: Any, factor: int, bias: int, expert: int, rank: int, columns: int, out: int) -> None:
     """An expert's B [R, O] and its bias in bfloat16, rows filled up with zeros."""
     out_JO = array_at(out, (_behind(job, rank), columns), np.uint16)
     out_JO[:] = 0
@@ -137,7 +150,7 @@ def _place_B(job, factor, bias, expert, rank, columns, out):  # type: ignore[no-
 
 
 @njit(cache=True)
-def _pack(matrix, stride, in_rows, rows, columns, out, out_rows):  # type: ignore[no-untyped-def]
+def _pack(matrix: int, stride: int, in_rows: int, rows: int, columns: int, out: int, out_rows: int) -> None:
     if in_rows:
         amx.pack(matrix, stride, rows, columns, out, out_rows)
     else:
@@ -161,7 +174,7 @@ class _Forward(NamedTuple):
 
 
 @njit(cache=True)
-def _forward_places(job, start):  # type: ignore[no-untyped-def]
+def _forward_places(job: Any, start: int) -> _Forward:
     up_ranks, down_ranks = fill_up(job.up_rank, SUM), fill_up(job.down_rank, SUM)
     columns, along, width = 2 * job.size, job.hidden + _behind(job, job.up_rank), job.hidden + down_ranks
     up = start + 2 * job.hidden * up_ranks
@@ -178,7 +191,7 @@ def _forward_places(job, start):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _pack_forward(job, expert, at):  # type: ignore[no-untyped-def]
+def _pack_forward(job: Any, expert: int, at: _Forward) -> None:
     hidden, size, columns = job.hidden, job.size, 2 * job.size
     up_ranks, down_ranks = fill_up(job.up_rank, SUM), fill_up(job.down_rank, SUM)
     up_behind, down_behind = _behind(job, job.up_rank), _behind(job, job.down_rank)
@@ -196,7 +209,7 @@ def _pack_forward(job, expert, at):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _loose(job):  # type: ignore[no-untyped-def]
+def _loose(job: Any) -> int:
     """Bytes of the largest factor with what fills it up."""
     up_ranks, down_ranks = fill_up(job.up_rank, SUM), fill_up(job.down_rank, SUM)
     B = max(2 * job.size * _behind(job, job.up_rank), job.hidden * _behind(job, job.down_rank))
@@ -204,7 +217,7 @@ def _loose(job):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _forward_block(job, row, stop, total, at):  # type: ignore[no-untyped-def]
+def _forward_block(job: Any, row: int, stop: int, total: int, at: _Forward) -> None:
     hidden, size, columns, rows_B = job.hidden, job.size, 2 * job.size, _behind(job, job.down_rank)
     up_ranks = fill_up(job.up_rank, SUM)
     along, width = hidden + _behind(job, job.up_rank), hidden + fill_up(job.down_rank, SUM)
@@ -244,13 +257,12 @@ def _forward_block(job, row, stop, total, at):  # type: ignore[no-untyped-def]
 
 
 @cfunc("void(int64)", cache=True)
-def forward(address):  # type: ignore[no-untyped-def]
+def forward(address: int) -> None:
     job = array_at(address, (1,), JOB)[0]
     order, start = array_at(job.order, (job.experts,), np.int64), array_at(job.start, (job.experts + 1,), np.int64)
-    memory, before = np.empty(_forward_places(job, 0).end + 64, np.uint8), np.zeros(64, np.uint8)
+    memory = np.empty(_forward_places(job, 0).end + 64, np.uint8)
     at = _forward_places(job, fill_up(memory.ctypes.data, 64))
-    amx.store_configuration(before.ctypes.data)
-    amx.load_configuration(job.configuration)
+    before = amx.begin()
     number = next_number(address)
     while number < job.experts:
         expert = order[number]
@@ -259,7 +271,7 @@ def forward(address):  # type: ignore[no-untyped-def]
         for row in range(start[expert], start[expert + 1], BLOCK_ROWS):
             _forward_block(job, row, min(row + BLOCK_ROWS, start[expert + 1]), start[job.experts], at)
         number = next_number(address)
-    amx.load_configuration(before.ctypes.data)
+    amx.end(before)
     memory[0] = 0  # numba frees an array after its last use.
 
 
@@ -285,7 +297,7 @@ class _Backward(NamedTuple):
 
 
 @njit(cache=True)
-def _backward_places(job, start):  # type: ignore[no-untyped-def]
+def _backward_places(job: Any, start: int) -> _Backward:
     up_ranks, down_ranks = fill_up(job.up_rank, SUM), fill_up(job.down_rank, SUM)
     hidden, size, columns, rows_B = job.hidden, job.size, 2 * job.size, _behind(job, job.down_rank)
     along, width = hidden + down_ranks, hidden + up_ranks
@@ -310,7 +322,7 @@ def _backward_places(job, start):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _pack_backward(job, expert, at):  # type: ignore[no-untyped-def]
+def _pack_backward(job: Any, expert: int, at: _Backward) -> None:
     hidden, size, columns = job.hidden, job.size, 2 * job.size
     up_ranks, down_ranks = fill_up(job.up_rank, SUM), fill_up(job.down_rank, SUM)
     along = hidden + down_ranks
@@ -329,7 +341,9 @@ def _pack_backward(job, expert, at):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _write_gradients(sums, rank, size_in, size_out, scale, expert, A, B):  # type: ignore[no-untyped-def]
+def _write_gradients(
+    sums: tuple[int, int], rank: int, size_in: int, size_out: int, scale: np.float32, expert: int, A: int, B: int
+) -> None:
     """The sums of an expert's A, ranks first, and of its B to the adapter's gradients, [E, I, R] and [E, R, O]."""
     ranks = fill_up(rank, SUM)
     sums_RI = array_at(sums[0], (ranks, size_in), np.float32)
@@ -342,7 +356,17 @@ def _write_gradients(sums, rank, size_in, size_out, scale, expert, A, B):  # typ
 
 
 @njit(cache=True)
-def _add_gradient(low, weight, ranks, rows, stride, columns, filled, at, sums):  # type: ignore[no-untyped-def]
+def _add_gradient(
+    low: np.ndarray,
+    weight: np.ndarray,
+    ranks: int,
+    rows: int,
+    stride: int,
+    columns: int,
+    filled: int,
+    at: _Backward,
+    sums: int,
+) -> None:
     """Adds weighted `low` [M, R], turned, times the rows [M, columns] at an address to the float32 at another."""
     _turn(low, weight, array_at(at.turned, (ranks, filled), np.uint16))
     amx.pack(rows, stride, filled, columns, at.packed, filled)
@@ -350,7 +374,7 @@ def _add_gradient(low, weight, ranks, rows, stride, columns, filled, at, sums): 
 
 
 @njit(cache=True)
-def _backward_down(job, row, stop, total, at):  # type: ignore[no-untyped-def]
+def _backward_down(job: Any, row: int, stop: int, total: int, at: _Backward) -> None:
     """From the gradient of outputs to that of gate and up."""
     hidden, size, columns, rank, rows_B = job.hidden, job.size, 2 * job.size, job.down_rank, _behind(job, job.down_rank)
     rows, filled, ranks = stop - row, fill_up(stop - row, 32), fill_up(job.down_rank, SUM)
@@ -384,7 +408,7 @@ def _backward_down(job, row, stop, total, at):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _backward_up(job, row, stop, total, at):  # type: ignore[no-untyped-def]
+def _backward_up(job: Any, row: int, stop: int, total: int, at: _Backward) -> None:
     """From the gradient of gate and up to that of inputs."""
     hidden, columns, rank = job.hidden, 2 * job.size, job.up_rank
     rows, filled, ranks = stop - row, fill_up(stop - row, 32), fill_up(job.up_rank, SUM)
@@ -406,13 +430,12 @@ def _backward_up(job, row, stop, total, at):  # type: ignore[no-untyped-def]
 
 
 @cfunc("void(int64)", cache=True)
-def backward(address):  # type: ignore[no-untyped-def]
+def backward(address: int) -> None:
     job = array_at(address, (1,), JOB)[0]
     order, start = array_at(job.order, (job.experts,), np.int64), array_at(job.start, (job.experts + 1,), np.int64)
-    memory, before = np.empty(_backward_places(job, 0).end + 64, np.uint8), np.zeros(64, np.uint8)
+    memory = np.empty(_backward_places(job, 0).end + 64, np.uint8)
     at = _backward_places(job, fill_up(memory.ctypes.data, 64))
-    amx.store_configuration(before.ctypes.data)
-    amx.load_configuration(job.configuration)
+    before = amx.begin()
     number = next_number(address)
     while number < job.experts:
         expert = order[number]
@@ -428,7 +451,7 @@ def backward(address):  # type: ignore[no-untyped-def]
         _write_gradients(up, job.up_rank, hidden, columns, job.up_scale, expert, job.up_grad_A, job.up_grad_B)
         _write_gradients(down, job.down_rank, size, hidden, job.down_scale, expert, job.down_grad_A, job.down_grad_B)
         number = next_number(address)
-    amx.load_configuration(before.ctypes.data)
+    amx.end(before)
     memory[0] = 0  # numba frees an array after its last use.
 
 
@@ -441,7 +464,6 @@ def _run(
     given |= {
         "start": np.concatenate(([0], counts.cumsum())),
         "token": routing.token_P,
-        "configuration": amx.CONFIGURATION,
     }
     given |= {"alpha": gate.alpha, "bound": gate.bound, "has_bias": tensors[1] is not None} | more
     for side, part, (weight, *others) in zip(("up", "down"), parts, (tensors[:4], tensors[4:]), strict=True):

@@ -31,7 +31,9 @@ ROTATION = np.dtype(
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
-def _normed(x, weight, scale, out, start, stop, epsilon):  # type: ignore[no-untyped-def]
+def _normed(
+    x: np.ndarray, weight: np.ndarray, scale: np.ndarray, out: np.ndarray, start: int, stop: int, epsilon: np.float32
+) -> None:
     size = x.shape[1]
     for row in range(start, stop):
         total = np.float32(0.0)
@@ -44,7 +46,9 @@ def _normed(x, weight, scale, out, start, stop, epsilon):  # type: ignore[no-unt
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
-def _norm_gradients(x, weight, scale, grad, grad_x, start, stop):  # type: ignore[no-untyped-def]
+def _norm_gradients(
+    x: np.ndarray, weight: np.ndarray, scale: np.ndarray, grad: np.ndarray, grad_x: np.ndarray, start: int, stop: int
+) -> None:
     # d(w · x · s) with s = rsqrt(mean x²): s · (w · g) - x · s³ · mean(w · g · x)
     size = x.shape[1]
     for row in range(start, stop):
@@ -58,7 +62,7 @@ def _norm_gradients(x, weight, scale, grad, grad_x, start, stop):  # type: ignor
 
 
 @njit(cache=True)
-def _norm_pass(address, backward):  # type: ignore[no-untyped-def]
+def _norm_pass(address: int, backward: bool) -> None:
     job = array_at(address, (1,), NORM)[0]
     shape = (job.tokens, job.size)
     x, weight = array_at(job.x, shape, np.float32), array_at(job.weight, (job.size,), np.float32)
@@ -75,17 +79,19 @@ def _norm_pass(address, backward):  # type: ignore[no-untyped-def]
 
 
 @cfunc("void(int64)", cache=True)
-def _norm_forward(address):  # type: ignore[no-untyped-def]
+def _norm_forward(address: int) -> None:
     _norm_pass(address, False)
 
 
 @cfunc("void(int64)", cache=True)
-def _norm_backward(address):  # type: ignore[no-untyped-def]
+def _norm_backward(address: int) -> None:
     _norm_pass(address, True)
 
 
 @njit(cache=True, fastmath={"contract"})
-def _rotated(x, cos, sin, out, head, start, stop, sign):  # type: ignore[no-untyped-def]
+def _rotated(
+    x: np.ndarray, cos: np.ndarray, sin: np.ndarray, out: np.ndarray, head: int, start: int, stop: int, sign: np.float32
+) -> None:
     half = cos.shape[1]
     for row in range(start, stop):
         for column in range(half):
@@ -97,7 +103,7 @@ def _rotated(x, cos, sin, out, head, start, stop, sign):  # type: ignore[no-unty
 
 
 @cfunc("void(int64)", cache=True)
-def _rotation(address):  # type: ignore[no-untyped-def]
+def _rotation(address: int) -> None:
     job = array_at(address, (1,), ROTATION)[0]
     angles = (job.tokens, job.size // 2)
     cos, sin = array_at(job.cos, angles, np.float32), array_at(job.sin, angles, np.float32)

@@ -31,7 +31,18 @@ JOB = np.dtype(
 
 
 @intrinsic
-def _sums(context, first, second, third, fourth, weights, ups, stride, count, out):  # type: ignore[no-untyped-def]
+def _sums(
+    context: Any,
+    first: Any,
+    second: Any,
+    third: Any,
+    fourth: Any,
+    weights: Any,
+    ups: Any,
+    stride: Any,
+    count: Any,
+    out: Any,
+) -> Any:
     """Four rows of `count` float32 times 16 columns, and 16 more `ups` bytes behind these: [4, 2, 16] at `out`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -64,8 +75,8 @@ def _sums(context, first, second, third, fourth, weights, ups, stride, count, ou
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
-def _gate(sums, rows, score, job, first, gated):  # type: ignore[no-untyped-def]
-    """`decode._Experts._activation` of 16 units, weighted."""
+def _gate(sums: np.ndarray, rows: np.ndarray, score: np.ndarray, job: Any, first: int, gated: np.ndarray) -> None:
+    """`decode._Experts._activation` of a block of units, weighted."""
     one = np.float32(1.0)
     for row in range(len(rows)):
         for unit in range(UNITS):
@@ -75,7 +86,7 @@ def _gate(sums, rows, score, job, first, gated):  # type: ignore[no-untyped-def]
 
 
 @cfunc("void(int64)", cache=True)
-def _forward(address):  # type: ignore[no-untyped-def]
+def _forward(address: int) -> None:
     job = array_at(address, (1,), JOB)[0]
     chosen = array_at(job.chosen, (job.slots, job.per_token), np.int64)
     scores = array_at(job.score, (job.slots, job.per_token), np.float32)

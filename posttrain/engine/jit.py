@@ -44,7 +44,7 @@ def starter(kernel: Any, job: np.ndarray) -> Callable[[], object]:
 
 
 @intrinsic
-def next_number(context, address):  # type: ignore[no-untyped-def]
+def next_number(context: Any, address: Any) -> Any:
     """The int64 at an address, which is then one more; threads never get the same."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -55,7 +55,7 @@ def next_number(context, address):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _pointer(context, address):  # type: ignore[no-untyped-def]
+def _pointer(context: Any, address: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], _POINTER)
 
@@ -63,17 +63,17 @@ def _pointer(context, address):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always", cache=True)
-def array_at(address, shape, dtype):  # type: ignore[no-untyped-def]
+def array_at(address: int, shape: tuple[int, ...], dtype: Any) -> Any:
     return carray(_pointer(address), shape, dtype)
 
 
 @njit(inline="always", cache=True)
-def fill_up(size, multiple):  # type: ignore[no-untyped-def]
+def fill_up(size: int, multiple: int) -> int:
     return (size + multiple - 1) // multiple * multiple
 
 
 @intrinsic
-def to_bfloat16(context, value):  # type: ignore[no-untyped-def]
+def to_bfloat16(context: Any, value: Any) -> Any:
     """Bits of a float32 rounded to nearest even."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -87,7 +87,7 @@ def to_bfloat16(context, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def from_bfloat16(context, bits):  # type: ignore[no-untyped-def]
+def from_bfloat16(context: Any, bits: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         wide = builder.shl(builder.zext(arguments[0], _WORD), ir.Constant(_WORD, 16))
         return builder.bitcast(wide, ir.FloatType())
@@ -96,7 +96,7 @@ def from_bfloat16(context, bits):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _power_of_two(context, exponent):  # type: ignore[no-untyped-def]
+def _power_of_two(context: Any, exponent: Any) -> Any:
     """The float32 of an exponent from -126 to 127."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -107,7 +107,7 @@ def _power_of_two(context, exponent):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, fastmath={"contract"})
-def _exp_of(rest, whole):  # type: ignore[no-untyped-def]
+def _exp_of(rest: np.float32, whole: np.float32) -> np.float32:
     """2**whole · exp(rest) for |rest| up to ln 2 / 2: the polynomial of Cephes' expf."""
     exp = np.float32(1.9875691500e-4) * rest + np.float32(1.3981999507e-3)
     exp = exp * rest + np.float32(8.3334519073e-3)
@@ -118,7 +118,7 @@ def _exp_of(rest, whole):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, fastmath={"contract"})
-def exp(value):  # type: ignore[no-untyped-def]
+def exp(value: np.float32) -> np.float32:
     """e**value in float32, of values cut to -87 and 87; loops over it are vectorised."""
     value = min(max(value, np.float32(-87.0)), np.float32(87.0))
     whole = np.floor(value * np.float32(1.44269504) + np.float32(0.5))
@@ -126,7 +126,7 @@ def exp(value):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, fastmath={"contract"})
-def exp2(value):  # type: ignore[no-untyped-def]
+def exp2(value: np.float32) -> np.float32:
     """2**value in float32, of values cut to -126 and 126."""
     value = min(max(value, np.float32(-126.0)), np.float32(126.0))
     whole = np.floor(value + np.float32(0.5))

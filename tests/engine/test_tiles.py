@@ -20,9 +20,7 @@ from posttrain.recipe.types import Execution
 from tests.engine.test_exactness import as_item, documents, lora_for, random_adapter
 from tests.engine.toys import save_toy
 
-pytestmark = pytest.mark.skipif(
-    not machine.has_matrix_tiles(), reason="needs a processor with tiles of bfloat16 (Intel AMX)"
-)
+pytestmark = pytest.mark.skipif(not machine.has_matrix_tiles(), reason="the processor has no tile unit (Intel AMX)")
 GATE = ClampedSwiglu(1.702, 7.0)
 NAMES = ("output", "hidden", "weight", "up A", "up B", "down A", "down B")
 
